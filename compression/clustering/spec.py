@@ -1,0 +1,26 @@
+"""Spec of weight sharing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compression._spec_base import StepSpec
+
+
+class Cluster(StepSpec):
+    """Let weights share a few values found by k-means (Deep Compression, Han et al. 2015, section 3)."""
+
+    type: Literal["cluster"] = "cluster"
+    clusters: int = Field(default=32, ge=2, le=65536)
+    """Distinct values per scope, zero included where zeros are kept. 32 is 5 bits a weight."""
+    scope: Literal["tensor", "channel"] = "tensor"
+    """One set of values for the whole tensor, or one for each output channel."""
+    init: Literal["linear", "density", "random"] = "linear"
+    """Where the centroids start: evenly over the range, evenly over the distribution, or on random weights.
+    Linear keeps the few large weights that matter most (section 3.2)."""
+    keep_zeros: bool = True
+    """Weights that are zero stay exactly zero, so a pruned model stays pruned."""
+    max_iterations: int = Field(default=100, ge=1, le=10_000)
+    """Upper bound on k-means iterations; it stops sooner once no weight changes its cluster."""

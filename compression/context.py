@@ -1,0 +1,69 @@
+"""What a run needs from whoever starts it: a folder, a seed, and someone to report to.
+
+All hooks are no-ops by default, so the library runs the same from a notebook, its own CLI or a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from compression.errors import Cancelled
+
+
+class Progress(Protocol):
+    def __call__(self, phase: str, fraction: float, message: str = "") -> None:
+        """Say where the run stands.
+
+        Args:
+            phase: What is being done now: `loading`, `pruning`, `clustering`, `quantizing`, `verifying`,
+                `benchmarking`, `reporting`.
+            fraction: Share of the whole run that is done, 0 to 1, never decreasing.
+            message: A short sentence for a person; may be empty.
+        """
+
+
+class StepCache(Protocol):
+    """Finished steps by their key (see `compression.cache`)."""
+
+    def get(self, key: str) -> Path | None:
+        """The folder that an earlier run filled for this step, or None."""
+
+    def put(self, key: str, folder: Path) -> None:
+        """Keep what a finished step left in `folder`. The folder must not change afterwards."""
+
+
+def _ignore_progress(phase: str, fraction: float, message: str = "") -> None:
+    """Nobody listens."""
+
+
+def _never_cancelled() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Context:
+    """The surroundings of one run.
+
+    Attributes:
+        workdir: An existing, writable folder that belongs to this run alone; results land in `workdir/out`.
+        device: `cpu` or `cuda`.
+        threads: Intra-operator threads for calibration and measuring; 0 lets the runtime choose.
+        progress: Called at every change of phase and now and then within one.
+        is_cancelled: Asked between units of work; once it says True the run raises `Cancelled`.
+        step_cache: Where finished steps are found and kept, or None.
+    """
+
+    workdir: Path
+    device: str = "cpu"
+    threads: int = 0
+    progress: Progress = field(default=_ignore_progress)
+    is_cancelled: Callable[[], bool] = field(default=_never_cancelled)
+    step_cache: StepCache | None = None
+
+    def check_cancelled(self) -> None:
+        """Raise `Cancelled` when the caller asked to stop."""
+        if self.is_cancelled():
+            raise Cancelled
