@@ -32,4 +32,4 @@ class StepFailed(CompressionError):
 
 
 class Cancelled(Exception):
-    """Not an error but a request that was honoured: the caller asked for the run to stop, and it did, at a safe place."""
+    """The caller asked for the run to stop, and it did: a request that was honoured rather than an error."""

@@ -1,0 +1,139 @@
+"""The database: one code path for SQLite (WAL) and PostgreSQL.
+
+Times are seconds since 1970 as double precision, taken from the database's own clock (`db_now`): leases must not
+depend on the clocks of workers, and SQLite has no type for points in time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import JSON, Connection, Double, Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+# Names for constraints that do not depend on the engine, so that migrations can refer to them.
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMING)
+    type_annotation_map = {Json: JSON, list[Json]: JSON, list[str]: JSON, float: Double}  # noqa: RUF012 - SQLAlchemy's form
+
+
+class db_now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's wall clock in seconds since 1970."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(_element: db_now, _compiler: SQLCompiler, **_kw: object) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_kw: object) -> str:
+    # Not now(), which stands still inside a transaction: a claim that waited for a lock would be born stale.
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+class Database:
+    """Sessions on one database.
+
+    Args:
+        url: SQLAlchemy URL of SQLite or PostgreSQL (psycopg).
+        pool_size: Connections kept open.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self.url = url
+        if make_url(url).get_backend_name() == "sqlite":
+            self._engine = _sqlite_engine(url, pool_size)
+        else:
+            self._engine = create_engine(url, pool_size=pool_size, max_overflow=30, pool_pre_ping=True)
+        self._readers = self._engine.execution_options(levity_begin="BEGIN")
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that only reads, on one consistent state of the database."""
+        with Session(self._readers, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that commits at the end, or rolls back when an exception leaves the block."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            for send in session.info.pop("after_commit", ()):
+                send()
+
+    def ping(self) -> None:
+        """Raise unless the database answers."""
+        with self.read() as session:
+            session.execute(text("SELECT 1"))
+
+    def migrate(self) -> None:
+        """Bring the tables to this release's form; safe to call from several processes at once."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # One migrator at a time: an arbitrary but fixed advisory lock, held until the commit.
+                connection.execute(text("SELECT pg_advisory_xact_lock(7203415)"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def dispose(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def after_commit(session: Session, send: Callable[[], None]) -> None:
+    """Call `send` once `session` has committed, never when it rolls back."""
+    session.info.setdefault("after_commit", []).append(send)
+
+
+def _sqlite_engine(url: str, pool_size: int) -> Engine:
+    path = make_url(url).database
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(
+        url, pool_size=pool_size, max_overflow=30, connect_args={"check_same_thread": False, "timeout": 30}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3.Connection behind the DBAPI
+        connection.isolation_level = None  # transactions begin where _begin says so, not at the first write
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A transaction that starts as a reader and then writes can fail at once with "database is locked";
+        # one that asks for the write lock first waits for its turn.
+        connection.exec_driver_sql(connection.get_execution_options().get("levity_begin", "BEGIN IMMEDIATE"))
+
+    return engine

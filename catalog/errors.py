@@ -1,0 +1,50 @@
+"""What the catalog refuses, as named errors with stable codes. The API maps them to HTTP, workers to job errors."""
+
+from __future__ import annotations
+
+
+class CatalogError(Exception):
+    """A request that the catalog cannot fulfil.
+
+    Args:
+        message: One or two sentences for a person: what was wrong, where, what would work.
+        code: Stable machine-readable identifier; the class's own unless given.
+    """
+
+    code = "catalog_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class NotFound(CatalogError):
+    """No such thing, or not any more."""
+
+    code = "not_found"
+
+
+class Conflict(CatalogError):
+    """The thing exists, but its state does not allow this."""
+
+    code = "conflict"
+
+
+class Fenced(CatalogError):
+    """Another attempt owns the job now; whatever this attempt still wants to write is refused."""
+
+    code = "fenced"
+
+
+class DigestMismatch(CatalogError):
+    """Bytes arrived that do not have the hash that was announced."""
+
+    code = "digest_mismatch"
+
+
+class StoreFull(CatalogError):
+    """No room for these bytes."""
+
+    code = "store_full"

@@ -1,0 +1,235 @@
+"""All SQL about jobs: submitting, listing, and what a caller may do to one. What workers do is in `leases`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from catalog.db import Json, db_now
+from catalog.errors import Conflict, NotFound
+from catalog.ids import new_id
+from catalog.jobs.states import TERMINAL, TRANSITIONS, JobKind, JobState, Queue
+from catalog.jobs.tables import (
+    ArtifactRow,
+    AttemptRow,
+    EventRow,
+    IdempotencyRow,
+    JobDatasetRow,
+    JobRow,
+)
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What a submission fixes."""
+
+    kind: JobKind
+    queue: Queue
+    max_attempts: int
+    time_limit_seconds: float
+    model_id: str | None = None
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    """Dataset ids by role."""
+    spec: Json = field(default_factory=dict)
+    name: str = ""
+    labels: Json = field(default_factory=dict)
+    priority: int = 0
+    start_within_seconds: float | None = None
+    request_id: str = ""
+
+
+class Jobs:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, new: NewJob) -> JobRow:
+        now = db_now()
+        row = JobRow(
+            id=new_id("job"),
+            kind=new.kind,
+            name=new.name,
+            labels=new.labels,
+            model_id=new.model_id,
+            spec=new.spec,
+            queue=new.queue,
+            priority=new.priority,
+            state=JobState.QUEUED,
+            attempts_left=new.max_attempts,
+            max_attempts=new.max_attempts,
+            available_at=now,
+            time_limit_seconds=new.time_limit_seconds,
+            expires_at=None if new.start_within_seconds is None else now + new.start_within_seconds,
+            created_at=now,
+            request_id=new.request_id,
+        )
+        self._session.add(row)
+        self._session.flush()
+        for role, dataset_id in new.datasets.items():
+            self._session.add(JobDatasetRow(job_id=row.id, role=role, dataset_id=dataset_id))
+        append_event(self._session, row.id, JobState.QUEUED, {})
+        self._session.refresh(row)
+        return row
+
+    def remember_key(self, key: str, *, body_sha256: str, job_id: str) -> IdempotencyRow | None:
+        """Bind an Idempotency-Key to a job just added; the earlier binding when there is one, else None."""
+        try:
+            with self._session.begin_nested():
+                self._session.add(IdempotencyRow(key=key, body_sha256=body_sha256, job_id=job_id, created_at=db_now()))
+        except IntegrityError:
+            return self.find_key(key)
+        return None
+
+    def find_key(self, key: str) -> IdempotencyRow | None:
+        return self._session.get(IdempotencyRow, key)
+
+    def get(self, job_id: str, *, lock: bool = False) -> JobRow:
+        """The job; `lock` keeps others from changing it until the transaction ends."""
+        row = self._session.get(JobRow, job_id, with_for_update=lock or None)
+        if row is None:
+            raise NotFound(f"There is no job {job_id}.")
+        return row
+
+    def list(
+        self,
+        *,
+        limit: int,
+        before_id: str | None = None,
+        state: JobState | None = None,
+        model_id: str | None = None,
+        kind: JobKind = JobKind.COMPRESS,
+    ) -> Sequence[JobRow]:
+        """Newest first, those older than `before_id`."""
+        query = select(JobRow).where(JobRow.kind == kind).order_by(JobRow.id.desc()).limit(limit)
+        if before_id is not None:
+            query = query.where(JobRow.id < before_id)
+        if state is not None:
+            query = query.where(JobRow.state == state)
+        if model_id is not None:
+            query = query.where(JobRow.model_id == model_id)
+        return self._session.scalars(query).all()
+
+    def datasets(self, job_id: str) -> dict[str, str]:
+        """Dataset ids by role."""
+        rows = self._session.scalars(select(JobDatasetRow).where(JobDatasetRow.job_id == job_id))
+        return {row.role: row.dataset_id for row in rows}
+
+    def datasets_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Dataset ids by role, for several jobs in one query."""
+        found: dict[str, dict[str, str]] = {job_id: {} for job_id in job_ids}
+        for row in self._session.scalars(select(JobDatasetRow).where(JobDatasetRow.job_id.in_(job_ids))):
+            found[row.job_id][row.role] = row.dataset_id
+        return found
+
+    def attempts(self, job_id: str) -> Sequence[AttemptRow]:
+        return self._session.scalars(
+            select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.number)
+        ).all()
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 1000) -> Sequence[EventRow]:
+        """Events with a sequence number above `after`, oldest first."""
+        return self._session.scalars(
+            select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
+        ).all()
+
+    def artifacts(self, job_id: str) -> Sequence[ArtifactRow]:
+        return self._session.scalars(
+            select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)
+        ).all()
+
+    def artifact(self, job_id: str, name: str) -> ArtifactRow:
+        row = self._session.get(ArtifactRow, (job_id, name))
+        if row is None:
+            raise NotFound(f"Job {job_id} has no artifact of this name.")
+        return row
+
+    def request_cancel(self, job_id: str) -> JobRow:
+        """End a queued job at once; ask the worker of a running one to stop. Terminal jobs stay as they are."""
+        row = self.get(job_id, lock=True)
+        if row.state == JobState.QUEUED:
+            self._move(row, JobState.CANCELLED, finished_at=db_now(), cancel_requested=True)
+        elif row.state == JobState.RUNNING and not row.cancel_requested:
+            self._session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
+            append_event(self._session, job_id, "cancel_requested", {})
+        self._session.refresh(row)
+        return row
+
+    def retry(self, job_id: str) -> JobRow:
+        """Queue a job again that failed, was cancelled or expired, with a fresh number of attempts."""
+        row = self.get(job_id, lock=True)
+        if JobState.QUEUED not in TRANSITIONS[JobState(row.state)] or row.state == JobState.RUNNING:
+            raise Conflict(f"Job {job_id} is {row.state}; only failed, cancelled and expired jobs can be retried.")
+        self._move(
+            row,
+            JobState.QUEUED,
+            attempts_left=row.max_attempts,
+            available_at=db_now(),
+            expires_at=None,
+            cancel_requested=False,
+            error=None,
+            phase="",
+            progress=0.0,
+            message="",
+            started_at=None,
+            finished_at=None,
+        )
+        self._session.refresh(row)
+        return row
+
+    def delete(self, job_id: str) -> None:
+        """Forget a terminal job, its events and its artifacts."""
+        row = self.get(job_id, lock=True)
+        if not JobState(row.state).terminal:
+            raise Conflict(f"Job {job_id} is {row.state}; cancel it before deleting it.")
+        self._session.execute(delete(JobRow).where(JobRow.id == job_id))
+
+    def active_using(self, *, model_id: str | None = None, dataset_id: str | None = None) -> Sequence[str]:
+        """Ids of compression jobs, not terminal yet, that use this model or dataset."""
+        query = select(JobRow.id).where(JobRow.kind == JobKind.COMPRESS, JobRow.state.not_in(TERMINAL))
+        if model_id is not None:
+            query = query.where(JobRow.model_id == model_id)
+        if dataset_id is not None:
+            query = query.join(JobDatasetRow).where(JobDatasetRow.dataset_id == dataset_id)
+        return self._session.scalars(query.order_by(JobRow.id).limit(10)).all()
+
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        """Number of jobs by (kind, queue, state)."""
+        rows = self._session.execute(
+            select(JobRow.kind, JobRow.queue, JobRow.state, func.count()).group_by(
+                JobRow.kind, JobRow.queue, JobRow.state
+            )
+        )
+        return {(kind, queue, state): count for kind, queue, state, count in rows}
+
+    def oldest_waiting_seconds(self) -> dict[str, float]:
+        """Age of the oldest queued job by queue, in seconds."""
+        rows = self._session.execute(
+            select(JobRow.queue, db_now() - func.min(JobRow.available_at))
+            .where(JobRow.state == JobState.QUEUED)
+            .group_by(JobRow.queue)
+        )
+        return {queue: max(0.0, float(age)) for queue, age in rows}
+
+    def _move(self, row: JobRow, to: JobState, **values: object) -> None:
+        if to not in TRANSITIONS[JobState(row.state)]:
+            raise Conflict(f"Job {row.id} is {row.state} and cannot become {to}.")
+        self._session.execute(update(JobRow).where(JobRow.id == row.id).values(state=to, **values))
+        append_event(self._session, row.id, to, {})
+
+
+def append_event(session: Session, job_id: str, type_: str, data: Json) -> int:
+    """Record an event in the running transaction and return its sequence number."""
+    seq, attempt = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id)
+        .values(last_event=JobRow.last_event + 1)
+        .returning(JobRow.last_event, JobRow.attempt)
+        .execution_options(synchronize_session=False)
+    ).one()
+    session.execute(
+        insert(EventRow).values(job_id=job_id, seq=seq, at=db_now(), type=str(type_), attempt=attempt, data=data)
+    )
+    return int(seq)

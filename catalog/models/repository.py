@@ -1,0 +1,68 @@
+"""All SQL about models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from catalog.db import Json, db_now
+from catalog.errors import Conflict, NotFound
+from catalog.ids import new_id
+from catalog.models.states import ModelState
+from catalog.models.tables import ModelRow
+
+
+class Models:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, *, name: str, files: Sequence[Json]) -> ModelRow:
+        """Note a model; `files` are `{name, sha256, size}`, the graph first."""
+        row = ModelRow(
+            id=new_id("mdl"),
+            name=name,
+            state=ModelState.INSPECTING,
+            files=list(files),
+            sha256=files[0]["sha256"] if len(files) == 1 else _joint_hash(files),
+            size=sum(file["size"] for file in files),
+            created_at=db_now(),
+        )
+        self._session.add(row)
+        self._session.flush()
+        self._session.refresh(row)
+        return row
+
+    def get(self, model_id: str, *, lock: bool = False) -> ModelRow:
+        """The model; `lock` keeps others from deleting it until the transaction ends."""
+        row = self._session.get(ModelRow, model_id, with_for_update=lock or None)
+        if row is None:
+            raise NotFound(f"There is no model {model_id}.")
+        return row
+
+    def get_usable(self, model_id: str) -> ModelRow:
+        """The model, locked; refused when its inspection rejected it."""
+        row = self.get(model_id, lock=True)
+        if row.state == ModelState.REJECTED:
+            reason = (row.error or {}).get("message", "")
+            raise Conflict(f"Model {model_id} was rejected: {reason}", code="model_rejected")
+        return row
+
+    def list(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
+        """Newest first, those older than `before_id`."""
+        query = select(ModelRow).order_by(ModelRow.id.desc()).limit(limit)
+        if before_id is not None:
+            query = query.where(ModelRow.id < before_id)
+        return self._session.scalars(query).all()
+
+    def delete(self, row: ModelRow) -> None:
+        self._session.delete(row)
+
+
+def _joint_hash(files: Sequence[Json]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file['name']}\0{file['sha256']}\n".encode())
+    return digest.hexdigest()

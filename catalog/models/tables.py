@@ -1,0 +1,28 @@
+"""Tables of models: neural networks, as uploaded."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from catalog.db import Base, Json
+
+
+class ModelRow(Base):
+    """A neural network that was uploaded."""
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    state: Mapped[str] = mapped_column(String(16))
+    files: Mapped[list[Json]]
+    """`{name, sha256, size}` of each file, the graph first, then external data under the names that it refers to."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Hash of the graph's file, or over all files where there are several."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    summary: Mapped[Json | None]
+    """`compression.signature.ModelSummary`, once inspected."""
+    error: Mapped[Json | None]
+    """`{code, message}`, when rejected."""
+    created_at: Mapped[float]

@@ -1,0 +1,32 @@
+"""Every table, in one import: for migrations and for comparing them with the code."""
+
+from __future__ import annotations
+
+from catalog.datasets.tables import DatasetRow
+from catalog.jobs.tables import (
+    ArtifactRow,
+    AttemptRow,
+    EventRow,
+    IdempotencyRow,
+    JobDatasetRow,
+    JobRow,
+    StepCacheRow,
+)
+from catalog.models.tables import ModelRow
+from catalog.uploads.tables import PartRow, UploadRow
+from catalog.workers.tables import WorkerRow
+
+__all__ = [
+    "ArtifactRow",
+    "AttemptRow",
+    "DatasetRow",
+    "EventRow",
+    "IdempotencyRow",
+    "JobDatasetRow",
+    "JobRow",
+    "ModelRow",
+    "PartRow",
+    "StepCacheRow",
+    "UploadRow",
+    "WorkerRow",
+]

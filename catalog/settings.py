@@ -1,0 +1,108 @@
+"""What an operator can set, by environment variables that begin with `LEVITY_`.
+
+Three of them turn the one-machine default into a production deployment: `LEVITY_DATABASE_URL`,
+`LEVITY_BROKER_URL` and `LEVITY_STORE_URL`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 2**20
+GIB = 2**30
+
+
+class Settings(BaseSettings):
+    """Every knob with its default, which suits one machine and one user."""
+
+    model_config = SettingsConfigDict(env_prefix="LEVITY_", frozen=True, use_attribute_docstrings=True)
+
+    data_dir: Path = Path("levity-data")
+    """Folder for everything that is kept on this machine: database, blobs, queue, staging, work folders."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty means SQLite in the data folder. PostgreSQL: `postgresql+psycopg://user@host/name`."""
+    broker_url: str = ""
+    """Celery broker; empty means files in the data folder. Redis: `redis://host:6379/0`."""
+    store_url: str = ""
+    """Where blobs live; empty means a folder in the data folder. S3-compatible: `s3://bucket/prefix`, with the
+    `AWS_*` variables for credentials, region and endpoint."""
+
+    max_upload_bytes: int = Field(default=16 * GIB, ge=1)
+    """Largest upload, in bytes."""
+    upload_part_bytes: int = Field(default=16 * MIB, ge=1)
+    """Part size that is suggested to clients, in bytes."""
+    upload_idle_seconds: float = Field(default=30, gt=0)
+    """A body that sends nothing for so long is given up."""
+    min_free_bytes: int = Field(default=256 * MIB, ge=0)
+    """An upload is refused when it would leave less free disk than this, in bytes."""
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    """Values of the Host header that are answered; a web page cannot reach a local service by rebinding its name.
+    `*` answers all."""
+
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Tries that a job gets before a dying worker or child makes it fail."""
+    heartbeat_seconds: float = Field(default=10, gt=0)
+    """How often a worker renews the lease on its job."""
+    lease_seconds: float = Field(default=60, gt=0)
+    """A job whose lease was not renewed for so long is taken from its worker."""
+    sweep_seconds: float = Field(default=10, gt=0)
+    """How often each worker looks for lost wake-ups and leases that ran out."""
+    poll_seconds: float = Field(default=0.5, gt=0)
+    """How often a worker asks whether its running job was cancelled."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """After SIGTERM a worker lets its jobs go on for so long, then gives them back to the queue."""
+    grace_seconds: float = Field(default=5, ge=0)
+    """Time between SIGTERM and SIGKILL to a job's child process."""
+    job_time_limit_seconds: float = Field(default=3600, gt=0)
+    """Wall time that a job may take when it names none."""
+    max_job_time_limit_seconds: float = Field(default=24 * 3600, gt=0)
+    """Largest wall time that a job may ask for."""
+    job_memory_limit_bytes: int = Field(default=0, ge=0)
+    """Address space of a job's child process, in bytes; 0 means 80 % of this machine's memory."""
+    warm_children: int = Field(default=1, ge=0, le=64)
+    """Child processes that wait with their imports done, so that the next job starts at once."""
+    sandbox: Literal["auto", "bubblewrap", "rlimits"] = "auto"
+    """How a child is confined: with bubblewrap (no network, read-only file system) where it works, or by resource
+    limits alone. `bubblewrap` refuses to start a worker where it does not work."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe messages that are logged."""
+
+    @cached_property
+    def root(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_dir.expanduser().resolve()
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database in force."""
+        return self.database_url or f"sqlite:///{self.root / 'levity.db'}"
+
+    @cached_property
+    def resolved_broker_url(self) -> str:
+        """The broker in force."""
+        return self.broker_url or "filesystem://"
+
+    @cached_property
+    def resolved_store_url(self) -> str:
+        """The blob store in force."""
+        return self.store_url or f"file://{self.root / 'blobs'}"
+
+    @cached_property
+    def resolved_memory_limit(self) -> int:
+        """Address space of a child in bytes."""
+        if self.job_memory_limit_bytes:
+            return self.job_memory_limit_bytes
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 8 // 10
+
+    def folder(self, name: str) -> Path:
+        """A folder of this name in the data folder, made on first use and closed to other users."""
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path
