@@ -1,0 +1,9 @@
+"""Levity's client: `Levity(base_url)` talks to a running service."""
+
+from __future__ import annotations
+
+from levity.client import Levity
+from levity.errors import LevityError
+from levity.resources import Artifact, Dataset, Event, Job, Metric, Model, Upload
+
+__all__ = ["Artifact", "Dataset", "Event", "Job", "Levity", "LevityError", "Metric", "Model", "Upload"]

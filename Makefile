@@ -1,0 +1,54 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS = $(addprefix -c ,$(wildcard constraints.txt))
+PINS = pyproject.toml $(wildcard constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint test-soak bench clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.dev.stamp ## Create .venv with everything for development
+
+demo: .venv/.serve.stamp ## Set up, start the service, compress a real model, show before and after
+	$(BIN)/levity demo
+
+serve: .venv/.serve.stamp ## Run the service on http://127.0.0.1:8000
+	$(BIN)/levity serve
+
+test: .venv/.dev.stamp ## Run the tests (all but the soak)
+	$(BIN)/pytest -m 'not soak'
+
+lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-soak: .venv/.dev.stamp ## Run the tests that take many minutes
+	$(BIN)/pytest -m soak
+
+bench: .venv/.dev.stamp ## Measure what the README states
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## Remove .venv, caches and what the demo left
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info demo-report
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What serves is enough for the demo, and much quicker to install than what develops.
+.venv/.serve.stamp: .venv/.python.stamp $(PINS)
+	$(PIP_INSTALL) -e '.[serve]' $(CONSTRAINTS)
+	@touch $@
+
+.venv/.dev.stamp: .venv/.python.stamp $(PINS)
+	$(PIP_INSTALL) -e '.[dev]' $(CONSTRAINTS)
+	@touch $@ .venv/.serve.stamp
+
+.venv/.python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Levity needs Python 3.11 to 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
