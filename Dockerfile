@@ -2,8 +2,6 @@
 # Two images from one file: `api` (small, no numerical libraries) and `worker`.
 ARG PYTHON_VERSION=3.12
 FROM python:${PYTHON_VERSION}-slim AS base
-# Where pip looks for packages; empty means pip's own default.
-ARG PIP_INDEX_URL=""
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LEVITY_DATA_DIR=/var/lib/levity
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/levity levity
 WORKDIR /opt/levity
@@ -13,10 +11,11 @@ COPY compression compression
 COPY levity levity
 
 FROM base AS api
+# Where pip looks for packages; empty means pip's own default.
+ARG PIP_INDEX_URL=""
 COPY api api
-RUN PIP_INDEX_URL="${PIP_INDEX_URL}" && [ -n "$PIP_INDEX_URL" ] || unset PIP_INDEX_URL; \
-    pip install --no-cache-dir -c constraints.txt '.[api,postgres]'
-USER levity
+RUN pip install --no-cache-dir ${PIP_INDEX_URL:+--index-url "$PIP_INDEX_URL"} -c constraints.txt '.[api,postgres]'
+USER 10001
 VOLUME /var/lib/levity
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
@@ -24,10 +23,10 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
 CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000"]
 
 FROM base AS worker
+ARG PIP_INDEX_URL=""
 COPY workers workers
-RUN PIP_INDEX_URL="${PIP_INDEX_URL}" && [ -n "$PIP_INDEX_URL" ] || unset PIP_INDEX_URL; \
-    pip install --no-cache-dir -c constraints.txt '.[worker,postgres]'
-USER levity
+RUN pip install --no-cache-dir ${PIP_INDEX_URL:+--index-url "$PIP_INDEX_URL"} -c constraints.txt '.[worker,postgres]'
+USER 10001
 VOLUME /var/lib/levity
 ENTRYPOINT ["python", "-m", "workers"]
 CMD ["--queue", "cpu"]
