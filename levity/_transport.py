@@ -72,7 +72,9 @@ class Transport:
         """
         safe = method in _IDEMPOTENT if repeatable is None else repeatable
         timeout = self._timeout(read_timeout)
-        for pause in _pauses():
+        pauses = _pauses()
+        while True:
+            pause = next(pauses, None)
             try:
                 response = self._client.request(
                     method,
@@ -94,7 +96,6 @@ class Transport:
             if response.is_error:
                 raise error_of(response)
             return response
-        raise AssertionError  # the last pause is None, which ends every try above
 
     @contextmanager
     def stream(
@@ -142,13 +143,12 @@ def error_of(response: httpx.Response) -> LevityError:
     )
 
 
-def _pauses() -> Iterator[float | None]:
-    """Seconds to wait after each failed try, with jitter; None after the last."""
+def _pauses() -> Iterator[float]:
+    """Seconds to wait after each failed try but the last, with jitter."""
     pause = _FIRST_PAUSE_SECONDS
     for _ in range(_ATTEMPTS - 1):
         yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients in time, guards nothing
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-    yield None
 
 
 def _retry_after(response: httpx.Response, otherwise: float) -> float:

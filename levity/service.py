@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import ipaddress
@@ -169,8 +170,9 @@ class Service:
         process.reader.start()
 
     def _forward(self, name: str, popen: subprocess.Popen[bytes]) -> None:
-        for line in popen.stdout or ():
-            self._log(f"{name} | {line.decode(errors='replace').rstrip()}")
+        with popen.stdout or contextlib.nullcontext(()) as lines:
+            for line in lines:
+                self._log(f"{name} | {line.decode(errors='replace').rstrip()}")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
