@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, not_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.datasets.states import DatasetState
@@ -51,7 +51,12 @@ class Leases:
         """Take the most urgent job that waits on `queue`, or None when there is none."""
         next_id = (
             select(JobRow.id)
-            .where(JobRow.queue == queue, JobRow.state == JobState.QUEUED, JobRow.available_at <= db_now())
+            .where(
+                JobRow.queue == queue,
+                JobRow.state == JobState.QUEUED,
+                JobRow.available_at <= db_now(),
+                not_(_overdue()),
+            )
             .order_by(JobRow.priority.desc(), JobRow.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -195,7 +200,7 @@ class Leases:
                 self._settle_subject(job, ModelState.REJECTED, DatasetState.REJECTED, error=error)
         overdue = self._session.scalars(
             select(JobRow)
-            .where(JobRow.state == JobState.QUEUED, JobRow.expires_at < db_now())
+            .where(JobRow.state == JobState.QUEUED, _overdue())
             .limit(100)
             .with_for_update(skip_locked=True)
         ).all()
@@ -311,6 +316,11 @@ class Leases:
             self._session.execute(
                 update(DatasetRow).where(DatasetRow.id == subject).values(state=dataset_state, **known)
             )
+
+
+def _overdue() -> ColumnElement[bool]:
+    """Jobs that have not started by their deadline; one that did start and came back to the queue has met it."""
+    return and_(JobRow.expires_at.is_not(None), JobRow.expires_at < db_now(), JobRow.started_at.is_(None))
 
 
 def _fenced(claim: Claim) -> Fenced:

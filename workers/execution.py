@@ -1,0 +1,102 @@
+"""What the child does with its request. Importing this module has the costly imports done."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+import onnxruntime.quantization  # noqa: F401 - loaded ahead of the job that needs it
+
+from compression.context import Context
+from compression.data import DataSource, inspect_dataset
+from compression.errors import CompressionError
+from compression.graph.inspect import inspect_model
+from compression.pipeline import run
+from workers.failures import is_allocation_failure, out_of_memory
+from workers.protocol import (
+    CACHE_FOLDER,
+    REQUEST_FILE,
+    Answer,
+    Compressed,
+    DatasetInspected,
+    Failed,
+    ModelInspected,
+    Progressed,
+    Request,
+    StepFinished,
+    write_event,
+)
+
+
+def serve(line: int, address_space: int | None) -> None:
+    """Answer the request that lies in the working directory on the descriptor `line`."""
+    try:
+        answer = write_event(_execute(line, Request.model_validate_json(Path(REQUEST_FILE).read_bytes())))
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is this job's answer
+        answer = write_event(_failure(error, address_space))
+    _write(line, answer)
+
+
+def _failure(error: Exception, address_space: int | None) -> Failed:
+    if is_allocation_failure(error):
+        return out_of_memory(address_space)
+    if isinstance(error, CompressionError):
+        return Failed(code=error.code, message=error.message[:4000], retryable=error.retryable)
+    traceback.print_exception(error)
+    return Failed(code="internal_error", message=f"{type(error).__name__}: {error}"[:4000], retryable=False)
+
+
+def _execute(line: int, request: Request) -> Answer:
+    sources = {
+        role: DataSource(Path(data.path), format=None, images=data.images) for role, data in request.data.items()
+    }
+    if request.kind == "inspect_dataset":
+        (source,) = sources.values()
+        return DatasetInspected(summary=inspect_dataset(source))
+    if request.model is None:
+        raise ValueError("the request names no model")
+    if request.kind == "inspect_model":
+        return ModelInspected(summary=inspect_model(Path(request.model)))
+    if request.spec is None:
+        raise ValueError("the request has no pipeline")
+
+    def progress(phase: str, fraction: float, message: str = "") -> None:
+        fraction = min(max(fraction, 0.0), 1.0)
+        _write(line, write_event(Progressed(phase=phase[:32], fraction=fraction, message=message[:1000])))
+
+    workdir = Path.cwd()
+    context = Context(
+        workdir=workdir,
+        device=request.device,
+        threads=request.threads,
+        progress=progress,
+        step_cache=_ReportedSteps(line, workdir),
+    )
+    data_sha256 = {role: data.sha256 for role, data in request.data.items()}
+    result = run(
+        Path(request.model), request.spec, context, sources, model_sha256=request.model_sha256, data_sha256=data_sha256
+    )
+    return Compressed(result=result)
+
+
+class _ReportedSteps:
+    """Finds the steps that the worker laid out, and tells the worker of new ones."""
+
+    def __init__(self, line: int, workdir: Path) -> None:
+        self._line = line
+        self._workdir = workdir
+
+    def get(self, key: str) -> Path | None:
+        folder = self._workdir / CACHE_FOLDER / key
+        return folder if folder.is_dir() else None
+
+    def put(self, key: str, folder: Path) -> None:
+        relative = folder.resolve().relative_to(self._workdir.resolve())
+        _write(self._line, write_event(StepFinished(key=key, folder=str(relative))))
+
+
+def _write(line: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(line, rest) :]

@@ -1,0 +1,143 @@
+"""From a claimed job to what its child needs: files of its own, and a request that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.blobs import Blobs
+from catalog.datasets.repository import Datasets
+from catalog.datasets.tables import DatasetRow
+from catalog.db import Database, Json
+from catalog.errors import NotFound
+from catalog.jobs.repository import Jobs
+from catalog.jobs.states import JobKind
+from catalog.jobs.step_cache import FinishedSteps
+from catalog.jobs.tables import JobRow
+from catalog.models.repository import Models
+from catalog.models.tables import ModelRow
+from compression.cache import step_keys
+from compression.data_spec import ImagePreprocessing
+from compression.quantization.isa import cpu_facts
+from compression.spec import PipelineSpec
+from workers.failures import JobFailed
+from workers.files import check_plain_name
+from workers.protocol import CACHE_FOLDER, DatasetInput, Request
+
+_MODEL_FOLDER = "in/model"
+_DATA_FOLDER = "in/data"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job works on, as the database names it."""
+
+    model: ModelRow | None
+    datasets: dict[str, DatasetRow]
+    """By role."""
+    spec: PipelineSpec | None
+    keys: Sequence[str]
+    """The name of each step of `spec` in the step cache."""
+
+
+def find_inputs(database: Database, job: JobRow) -> Inputs:
+    """Look up what the job works on.
+
+    Raises:
+        JobFailed: The model or a dataset was deleted meanwhile.
+    """
+    with database.read() as session:
+        model = None
+        if job.kind != JobKind.INSPECT_DATASET:
+            try:
+                model = Models(session).get(job.model_id or "")
+            except NotFound as error:
+                raise _model_deleted(job) from error
+        datasets: dict[str, DatasetRow] = {}
+        for role, dataset_id in Jobs(session).datasets(job.id).items():
+            try:
+                datasets[role] = Datasets(session).get(dataset_id)
+            except NotFound as error:
+                raise _dataset_deleted(role, dataset_id) from error
+    if job.kind != JobKind.COMPRESS or model is None:
+        return Inputs(model, datasets, None, ())
+    spec = PipelineSpec.model_validate(job.spec)
+    data_sha256 = {role: row.sha256 for role, row in datasets.items()}
+    return Inputs(model, datasets, spec, step_keys(model.sha256, data_sha256, spec, cpu_facts()))
+
+
+def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Callable[[], None]) -> Request:
+    """Copy the inputs into a child's folder and describe them.
+
+    Args:
+        job: What is to be done.
+        inputs: What to do it on.
+        blobs: Where the bytes are.
+        folder: The child's folder.
+        between: Called before each file; may raise to stop.
+
+    Raises:
+        JobFailed: The model or a dataset was deleted meanwhile.
+        StoreFull: There is no room for the copies.
+    """
+    model = None
+    if inputs.model is not None:
+        try:
+            fetch_all(inputs.model.files, blobs, folder / _MODEL_FOLDER, between)
+        except (NotFound, FileNotFoundError) as error:
+            raise _model_deleted(job) from error
+        model = f"{_MODEL_FOLDER}/{inputs.model.files[0]['name']}"
+    data: dict[str, DatasetInput] = {}
+    for role, row in inputs.datasets.items():
+        name = check_plain_name(role)
+        try:
+            fetch_all([{"name": name, "sha256": row.sha256}], blobs, folder / _DATA_FOLDER, between)
+        except (NotFound, FileNotFoundError) as error:
+            raise _dataset_deleted(role, row.id) from error
+        images = None if row.images is None else ImagePreprocessing.model_validate(row.images)
+        data[role] = DatasetInput(path=f"{_DATA_FOLDER}/{name}", sha256=row.sha256, images=images)
+    return Request(
+        kind=JobKind(job.kind).value,
+        model=model,
+        model_sha256=None if inputs.model is None else inputs.model.sha256,
+        data=data,
+        spec=inputs.spec,
+    )
+
+
+def lay_out_finished_steps(
+    inputs: Inputs, database: Database, blobs: Blobs, folder: Path, between: Callable[[], None]
+) -> int:
+    """Copy what the last step that is known left into a child's folder; the number of steps that need not run."""
+    if not inputs.keys:
+        return 0
+    with database.write() as session:
+        row = FinishedSteps(session).longest_prefix(inputs.keys)
+    if row is None:
+        return 0
+    try:
+        fetch_all(row.files, blobs, folder / CACHE_FOLDER / row.key, between)
+    except (NotFound, FileNotFoundError):
+        return 0
+    return list(inputs.keys).index(row.key) + 1
+
+
+def fetch_all(files: Sequence[Json], blobs: Blobs, folder: Path, between: Callable[[], None]) -> None:
+    """Write private copies of `files` into one flat folder."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for file in files:
+        between()
+        target = folder / check_plain_name(file["name"])
+        target.unlink(missing_ok=True)
+        blobs.fetch(file["sha256"], target)
+
+
+def _model_deleted(job: JobRow) -> JobFailed:
+    return JobFailed("model_deleted", f"Model {job.model_id} was deleted before the job could read it.")
+
+
+def _dataset_deleted(role: str, dataset_id: str) -> JobFailed:
+    return JobFailed(
+        "dataset_deleted", f"Dataset {dataset_id}, the job's {role} data, was deleted before the job could read it."
+    )

