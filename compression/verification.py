@@ -1,0 +1,173 @@
+"""The last check before a file is handed out: a process that has never seen it loads and runs it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from compression.errors import StepFailed
+from compression.fresh_process import FreshProcess, ProcessDied, serve
+
+Array = npt.NDArray[Any]
+
+_TOLERANCE = 1e-5
+_READY_SECONDS = 60.0
+
+
+class Verifier:
+    """A process that is started at once and later asked whether a file gives the expected outputs.
+
+    Args:
+        workdir: An existing folder; arrays pass through a temporary folder inside it.
+        threads: Intra-operator threads; 0 lets the runtime choose.
+        timeout: Seconds that loading and running the file may take.
+    """
+
+    def __init__(self, workdir: Path, *, threads: int = 0, timeout: float = 600.0) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="verification-", dir=workdir)).resolve()
+        self._threads = threads
+        self._timeout = timeout
+        try:
+            self._process = FreshProcess("compression.verification", self._folder)
+        except OSError:
+            shutil.rmtree(self._folder)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ready(self) -> None:
+        """Wait until the process has imported what it needs.
+
+        Raises:
+            StepFailed: `verification_failed`.
+        """
+        try:
+            self._process.ready(_READY_SECONDS)
+        except (ProcessDied, TimeoutError) as error:
+            raise _failed(f"The process that verifies results did not start: it {_reason(error)}.") from None
+
+    def verify(self, model_path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+        """Have the file loaded anew and run, and its outputs compared.
+
+        An output may differ by 1e-5 of its range, zero included in the range, or by twice the resolution of its
+        element type where that is coarser.
+
+        Args:
+            model_path: The file.
+            inputs: What to feed, by input name.
+            expected: What must come out, by output name.
+
+        Raises:
+            StepFailed: `verification_failed`, naming the output and its largest difference.
+        """
+        self.ready()
+        request = {
+            "model": str(model_path.resolve()),
+            "threads": self._threads,
+            "inputs": _write(self._folder / "inputs.npz", inputs),
+            "expected": _write(self._folder / "expected.npz", expected),
+            "folder": str(self._folder),
+        }
+        try:
+            answer = self._process.ask(request, self._timeout)
+        except (ProcessDied, TimeoutError) as error:
+            raise _failed(f"A fresh process that loaded and ran '{model_path.name}' {_reason(error)}.") from None
+        if answer["problem"] is not None:
+            raise _failed(f"'{model_path.name}', loaded anew: {answer['problem']}")
+
+
+def reference_outputs(model_path: Path, inputs: Mapping[str, Array], threads: int = 0) -> dict[str, Array]:
+    """What a file gives for `inputs`, by output name; outputs that are no tensors are left out."""
+    session = _session(model_path, threads)
+    names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
+    values = session.run(names, dict(inputs))
+    # Strings come as Python objects, which are never written to a file.
+    return {
+        name: value.astype(str) if value.dtype == object else value for name, value in zip(names, values, strict=True)
+    }
+
+
+def difference(name: str, found: Array, expected: Array) -> str | None:
+    """Why `found` is not what is expected of the output `name`, in words; None when it is."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return (
+            f"output '{name}' is {found.dtype} {list(found.shape)} "
+            f"and should be {expected.dtype} {list(expected.shape)}."
+        )
+    if expected.dtype.kind not in "fiub":
+        return None if np.array_equal(found, expected) else f"output '{name}' differs."
+    ours, theirs = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(theirs)
+    if not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True) or not np.isfinite(ours[finite]).all():
+        return f"output '{name}' has NaN or infinity in other places than expected."
+    ours, theirs = ours[finite], theirs[finite]
+    largest = float(np.abs(ours - theirs).max(initial=0))
+    spread = float(theirs.max(initial=0) - theirs.min(initial=0))
+    resolution = 2 * float(np.finfo(expected.dtype).eps) if expected.dtype.kind == "f" else 0.0
+    if largest <= max(_TOLERANCE, resolution) * spread:
+        return None
+    return f"output '{name}' differs by up to {largest:.3g} over a range of {spread:.3g}."
+
+
+def _session(model_path: Path, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
+
+
+def _write(path: Path, arrays: Mapping[str, Array]) -> list[str]:
+    """Save arrays under their position, since names of tensors need not be names of files; the names in order."""
+    np.savez(path, allow_pickle=False, **{f"array{position}": value for position, value in enumerate(arrays.values())})
+    return list(arrays)
+
+
+def _read(path: Path, names: list[str]) -> dict[str, Array]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[f"array{position}"] for position, name in enumerate(names)}
+
+
+def _reason(error: ProcessDied | TimeoutError) -> str:
+    return str(error) if isinstance(error, ProcessDied) else f"gave {error}"
+
+
+def _failed(message: str) -> StepFailed:
+    return StepFailed("verification_failed", message)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(request["folder"])
+    inputs = _read(folder / "inputs.npz", request["inputs"])
+    expected = _read(folder / "expected.npz", request["expected"])
+    try:
+        found = reference_outputs(Path(request["model"]), inputs, request["threads"])
+    except Exception as error:  # noqa: BLE001 - whatever stops the runtime is the answer
+        return {"problem": f"the runtime refuses it: {str(error)[:500]}"}
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        return {"problem": f"it has no output '{missing[0]}'."}
+    problems = (difference(name, found[name], expected[name]) for name in expected)
+    return {"problem": next((problem for problem in problems if problem is not None), None)}
+
+
+if __name__ == "__main__":
+    serve(_answer)
