@@ -14,13 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 import compression
+
+Array = npt.NDArray[Any]
 
 _PR_SET_PDEATHSIG = 1
 
@@ -131,6 +136,18 @@ def serve(handle: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     answers.write(b"{}\n")
     for line in sys.stdin.buffer:
         answers.write(json.dumps(handle(json.loads(line))).encode() + b"\n")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> list[str]:
+    """Save arrays under their position, since names of tensors need not be names of files; the names in order."""
+    np.savez(path, allow_pickle=False, **{f"array{position}": value for position, value in enumerate(arrays.values())})
+    return list(arrays)
+
+
+def load_arrays(path: Path, names: list[str]) -> dict[str, Array]:
+    """What `save_arrays` wrote, by the names that it gave back."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[f"array{position}"] for position, name in enumerate(names)}
 
 
 def _die_with_parent(parent: int) -> None:

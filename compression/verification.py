@@ -10,13 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from compression.errors import StepFailed
-from compression.fresh_process import FreshProcess, ProcessDied, serve
-
-Array = npt.NDArray[Any]
+from compression.fresh_process import Array, FreshProcess, ProcessDied, load_arrays, save_arrays, serve
 
 _TOLERANCE = 1e-5
 _READY_SECONDS = 60.0
@@ -83,8 +80,8 @@ class Verifier:
         request = {
             "model": str(model_path.resolve()),
             "threads": self._threads,
-            "inputs": _write(self._folder / "inputs.npz", inputs),
-            "expected": _write(self._folder / "expected.npz", expected),
+            "inputs": save_arrays(self._folder / "inputs.npz", inputs),
+            "expected": save_arrays(self._folder / "expected.npz", expected),
             "folder": str(self._folder),
         }
         try:
@@ -135,17 +132,6 @@ def _session(model_path: Path, threads: int) -> Any:  # noqa: ANN401 - onnxrunti
     return onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
 
 
-def _write(path: Path, arrays: Mapping[str, Array]) -> list[str]:
-    """Save arrays under their position, since names of tensors need not be names of files; the names in order."""
-    np.savez(path, allow_pickle=False, **{f"array{position}": value for position, value in enumerate(arrays.values())})
-    return list(arrays)
-
-
-def _read(path: Path, names: list[str]) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[f"array{position}"] for position, name in enumerate(names)}
-
-
 def _reason(error: ProcessDied | TimeoutError) -> str:
     return str(error) if isinstance(error, ProcessDied) else f"gave {error}"
 
@@ -156,8 +142,8 @@ def _failed(message: str) -> StepFailed:
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
-    inputs = _read(folder / "inputs.npz", request["inputs"])
-    expected = _read(folder / "expected.npz", request["expected"])
+    inputs = load_arrays(folder / "inputs.npz", request["inputs"])
+    expected = load_arrays(folder / "expected.npz", request["expected"])
     try:
         found = reference_outputs(Path(request["model"]), inputs, request["threads"])
     except Exception as error:  # noqa: BLE001 - whatever stops the runtime is the answer

@@ -1,0 +1,66 @@
+"""The original and the result in ONNX Runtime, under equal conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+Array = npt.NDArray[Any]
+Outputs = list[Any]
+
+
+class Model:
+    """A file loaded for measuring.
+
+    Args:
+        path: The file.
+        threads: Intra-operator threads; 0 lets the runtime choose.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        # Idle threads of one model would otherwise spin on, and take the cores from the model whose turn it is.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._dtypes = {node.name: numpy_dtype(node.type) for node in self._session.get_inputs()}
+
+    def feeds(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Arrays by input name, in this model's element types: half precision may have changed them.
+
+        A single array goes to a single input whatever the two are called.
+        """
+        if len(arrays) == 1 and len(self._dtypes) == 1:
+            arrays = dict(zip(self._dtypes, arrays.values(), strict=True))
+        return {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in self._dtypes.items()}
+
+    def run(self, arrays: Mapping[str, Array]) -> Outputs:
+        """All outputs, in the model's order."""
+        outputs: Outputs = self._session.run(None, self.feeds(arrays))
+        return outputs
+
+    def bind(self, arrays: Mapping[str, Array]) -> Callable[[], object]:
+        """A call that runs the model once on `arrays`, with nothing else in it."""
+        feeds = self.feeds(arrays)
+        run = self._session.run
+
+        def call() -> object:
+            return run(None, feeds)
+
+        return call
+
+
+def numpy_dtype(onnx_type: str) -> np.dtype[Any] | None:
+    """NumPy's element type for the runtime's, such as `tensor(float16)`; None where it is not known."""
+    element = onnx_type.removeprefix("tensor(").removesuffix(")")
+    element = {"float": "float32", "double": "float64"}.get(element, element)
+    try:
+        return np.dtype(element)
+    except TypeError:
+        return None
