@@ -1,0 +1,30 @@
+"""How much of a machine a model may ask for, before anything is allocated on its word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Domains whose operators ONNX Runtime itself implements. Others need custom libraries, which are code.
+ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on an uploaded model.
+
+    Attributes:
+        max_bytes: Bytes of the graph and all its external data together. A protobuf message ends at 2 GiB.
+        max_nodes: Nodes, those of subgraphs and of expanded functions included.
+        max_initializers: Stored tensors, those of subgraphs included.
+        max_depth: Levels of subgraphs inside subgraphs.
+        max_activation_bytes: Bytes of one intermediate tensor whose shape the graph fixes.
+    """
+
+    max_bytes: int = 2**31 - 2**20
+    max_nodes: int = 200_000
+    max_initializers: int = 200_000
+    max_depth: int = 8
+    max_activation_bytes: int = 2**33
+
+
+DEFAULT_LIMITS = Limits()

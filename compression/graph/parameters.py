@@ -1,0 +1,144 @@
+"""Counting weights, in float graphs and in quantized ones alike.
+
+A quantized graph stores integers plus the scales and zero points that give them meaning. The integers are the
+parameters; scales and zero points take bytes and are no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from compression.graph import walk
+from compression.graph.load import FLOAT_TYPES
+from compression.graph.tensors import element_count, stored_bytes
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where an operator takes a quantized weight: input positions, and the axis of one scale per channel."""
+
+    weight: int
+    zero_point: int
+    axis: int = 0
+
+
+# Every other input of these operators that is stored is a scale, a zero point or an activation's.
+_WEIGHTS: dict[str, tuple[_Layout, ...]] = {
+    "DequantizeLinear": (_Layout(0, 2),),
+    "QLinearConv": (_Layout(3, 5), _Layout(8, -1)),
+    "ConvInteger": (_Layout(1, 3),),
+    "QLinearMatMul": (_Layout(3, 5, -1),),
+    "MatMulInteger": (_Layout(1, 3, -1),),
+    "DynamicQuantizeMatMul": (_Layout(1, 3, -1),),
+    "MatMulIntegerToFloat": (_Layout(1, 5, -1),),
+    "QGemm": (_Layout(3, 5), _Layout(6, -1)),
+    "MatMulNBits": (_Layout(1, 3),),
+}
+QUANTIZED_OPERATORS = frozenset(_WEIGHTS) | {"QuantizeLinear", "DynamicQuantizeLinear", "GatherBlockQuantized"}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Elements, elements that are not zero, and bytes of all weights (with their scales and zero points)."""
+
+    elements: int
+    nonzero: int
+    bytes: int
+
+
+def count_parameters(model: onnx.ModelProto) -> ParameterCount:
+    """Count the weights of a canonical or quantized model; each stored tensor counts once however often it is used."""
+    elements = nonzero = size = 0
+    stored = {tensor.name: tensor for graph, _ in walk.graphs(model) for tensor in graph.initializer}
+    quantized = dict(_quantized(model, stored))
+    beside = auxiliary(model) - quantized.keys()
+    for tensor in stored.values():
+        if tensor.name in quantized:
+            node, layout = quantized[tensor.name]
+            if node.op_type == "MatMulNBits":
+                count, kept = _packed(node, tensor, stored)
+            else:
+                count, kept = element_count(tensor), _nonzero_integers(node, layout, tensor, stored)
+        elif tensor.name in beside:
+            count = kept = 0
+        elif tensor.data_type in FLOAT_TYPES:
+            count, kept = element_count(tensor), int(np.count_nonzero(numpy_helper.to_array(tensor)))
+        else:
+            continue
+        elements, nonzero, size = elements + count, nonzero + kept, size + stored_bytes(tensor)
+    return ParameterCount(elements, nonzero, size)
+
+
+def _quantized(
+    model: onnx.ModelProto, stored: dict[str, onnx.TensorProto]
+) -> Iterator[tuple[str, tuple[onnx.NodeProto, _Layout]]]:
+    for node in walk.nodes(model):
+        for layout in _WEIGHTS.get(node.op_type, ()):
+            name = node.input[layout.weight] if layout.weight < len(node.input) else ""
+            if name in stored and stored[name].data_type not in FLOAT_TYPES:
+                yield name, (node, layout)
+
+
+def auxiliary(model: onnx.ModelProto) -> set[str]:
+    """Names of inputs of quantized operators beyond the first, which is the data itself: scales, zero points and
+    quantized weights.
+    """
+    users = (node for node in walk.nodes(model) if node.op_type in QUANTIZED_OPERATORS)
+    return {name for node in users for name in node.input[1:] if name}
+
+
+def _nonzero_integers(
+    node: onnx.NodeProto, layout: _Layout, tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto]
+) -> int:
+    """Weights that do not stand for zero, which is what the zero point stands for."""
+    values = numpy_helper.to_array(tensor)
+    position = layout.zero_point
+    name = node.input[position] if 0 <= position < len(node.input) else ""
+    if name not in stored:
+        return int(np.count_nonzero(values))
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    zero = numpy_helper.to_array(stored[name])
+    if zero.size > 1:
+        axis = attributes.get("axis", 1) if node.op_type == "DequantizeLinear" else layout.axis
+        zero = _aligned(zero, values.shape, axis, attributes.get("block_size", 0))
+    return int(np.count_nonzero(values != zero))
+
+
+def _aligned(zero: npt.NDArray[np.generic], shape: tuple[int, ...], axis: int, block: int) -> npt.NDArray[np.generic]:
+    """Zero points, one for each channel or block along `axis`, in a shape that broadcasts against the weights."""
+    if block:
+        return np.repeat(zero, block, axis=axis).take(range(shape[axis]), axis=axis)
+    lengths = [1] * len(shape)
+    lengths[axis] = -1
+    return zero.reshape(lengths)
+
+
+def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto]) -> tuple[int, int]:
+    """Weights and non-zero weights of MatMulNBits, which packs (N, K/block, block*bits/8) bytes, low bits first."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    rows, columns, block = attributes["N"], attributes["K"], attributes["block_size"]
+    bits = attributes.get("bits", 4)
+    blocks = math.ceil(columns / block)
+    values = _unpack(numpy_helper.to_array(tensor), bits).reshape(rows, blocks, block)
+    zero: npt.NDArray[np.generic] = np.full((rows, blocks), 1 << (bits - 1), np.uint8)
+    name = node.input[3] if len(node.input) > 3 else ""
+    if name in stored and stored[name].data_type == TensorProto.UINT8:
+        zero = _unpack(numpy_helper.to_array(stored[name]).reshape(rows, -1), bits)[:, :blocks]
+    differs = (values != zero[..., None]).reshape(rows, -1)[:, :columns]
+    return rows * columns, int(np.count_nonzero(differs))
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Bytes to the numbers that they hold, along the last axis."""
+    if bits == 8:
+        return packed
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    spread = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return spread.reshape(*packed.shape[:-1], -1)
