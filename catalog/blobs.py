@@ -74,7 +74,7 @@ class Blobs:
             path.replace(target)
             _sync_folder(target.parent)
         except OSError as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
 
     def copy_in(self, path: Path, *, expected_sha256: str | None = None) -> tuple[str, int]:
         """Copy a file into the store and return its hash and size; `path` stays.
@@ -104,7 +104,7 @@ class Blobs:
                 raise DigestMismatch(f"The bytes have sha256 {sha256}, not {expected_sha256}.")
             self.adopt(staged, sha256)
         except OSError as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
         finally:
             staged.unlink(missing_ok=True)
         return sha256, size
@@ -147,7 +147,7 @@ class Blobs:
                 for chunk in self.read(sha256):
                     file.write(chunk)
         except OSError as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
 
     def read(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The blob's bytes from `start` to before `end`, in chunks."""
@@ -181,7 +181,7 @@ class Blobs:
             path.replace(target)
             _sync_folder(target.parent)
         except OSError as error:
-            raise _store_error(error) from error
+            raise store_error(error) from error
 
     def assemble(self, upload_id: str, numbers: Sequence[int], *, expected_sha256: str | None) -> tuple[str, int]:
         """Join parts in this order to one blob and return its hash and size; the parts stay until `drop_parts`.
@@ -240,7 +240,8 @@ def _missing(sha256: str) -> NotFound:
     return NotFound(f"There is no blob {sha256}.")
 
 
-def _store_error(error: OSError) -> Exception:
+def store_error(error: OSError) -> Exception:
+    """What to raise for an error of the file system: `StoreFull` when the disk is, else the error itself."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("There is no room left on the server's disk.")
     return error

@@ -97,3 +97,19 @@ def mismatches(model: ModelSummary, data: DatasetSummary) -> list[str]:
         extra = sorted(set(arrays) - {wanted.name for wanted in model.inputs})
         problems.extend(f"array '{name}' is no input of the model" for name in extra)
     return problems
+
+
+def label_problems(model: ModelSummary, data: DatasetSummary) -> list[str]:
+    """Say why the labels of `data` cannot be answers of `model`; an empty list means that they can.
+
+    A model is taken for a classifier by its first output, (batch, classes). A single class is the score of a binary
+    classifier, which tells two apart.
+    """
+    shape = model.outputs[0].shape if model.outputs else None
+    if data.classes is None or shape is None or len(shape) != 2:
+        return []
+    classes = shape[1]
+    if not isinstance(classes, int) or data.classes <= max(classes, 2):
+        return []
+    what = f"{data.classes} class folders" if data.class_names else f"labels up to {data.classes - 1}"
+    return [f"the dataset has {what}; the model's output '{model.outputs[0].name}' has {classes} classes"]

@@ -5,9 +5,11 @@ Importing this module never imports torch, onnx, onnxruntime or numpy.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Annotated, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from compression._spec_base import Spec, StepSpec
 from compression.clustering.spec import Cluster
@@ -32,9 +34,36 @@ __all__ = [
     "QuantizeWeightOnly",
     "Step",
     "StepSpec",
+    "step_classes",
 ]
 
-Step = Annotated[Prune | Cluster | Quantize, Field(discriminator="type")]
+
+def _tag(value: object) -> str | None:
+    """What tells the members of `Step` apart: the type, and for `quantize` the mode."""
+
+    def field(name: str) -> object:
+        return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+    kind, mode = field("type"), field("mode")
+    if kind == "quantize":
+        return f"quantize {mode}"
+    return kind if isinstance(kind, str) else None
+
+
+Step = Annotated[
+    Annotated[Prune, Tag("prune")]
+    | Annotated[Cluster, Tag("cluster")]
+    | Annotated[QuantizeDynamic, Tag("quantize dynamic")]
+    | Annotated[QuantizeStatic, Tag("quantize static")]
+    | Annotated[QuantizeWeightOnly, Tag("quantize weight_only")]
+    | Annotated[QuantizeFloat16, Tag("quantize float16")],
+    Discriminator(
+        _tag,
+        custom_error_type="unknown_step",
+        custom_error_message="type must be prune, cluster or quantize; "
+        "quantize needs mode dynamic, static, weight_only or float16",
+    ),
+]
 """One technique. Adding one: a spec class, a function, a member here, a `case` in `pipeline`, a test."""
 
 # A step may follow another only when its rank is not lower: a later step keeps what earlier ones made.
@@ -71,26 +100,48 @@ class BenchmarkSpec(Spec):
 class PipelineSpec(Spec):
     """Steps to apply to one model, in this order, and how to measure what comes out."""
 
-    steps: tuple[Step, ...] = Field(min_length=1, max_length=32)
+    steps: tuple[Step, ...] = Field(max_length=32, json_schema_extra={"minItems": 1})
     """Techniques in the order in which they are applied."""
     benchmark: BenchmarkSpec = BenchmarkSpec()
     """How the result is measured."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random: same input, spec, seed and versions give the same bytes."""
 
-    @model_validator(mode="after")
-    def _legal_order(self) -> Self:
-        for position, (earlier, later) in enumerate(zip(self.steps, self.steps[1:], strict=False)):
-            where = f"steps[{position + 1}]"
+    @field_validator("steps")
+    @classmethod
+    def _legal_order(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+        cls.check_order(steps)
+        return steps
+
+    @staticmethod
+    def check_order(steps: Sequence[Step]) -> None:
+        """Raise ValueError when there is no step, or one would undo an earlier one."""
+        # Not `min_length`: pydantic counts valid members only, and would call a list with one bad step empty.
+        if not steps:
+            msg = "name at least one step"
+            raise ValueError(msg)
+        for position, (earlier, later) in enumerate(pairwise(steps), start=1):
             if earlier.type == later.type and later.type in _AT_MOST_ONCE:
-                msg = f"{where}: '{later.type}' can be applied once"
+                msg = f"step {position}: '{later.type}' can be applied once"
                 raise ValueError(msg)
             if _RANK[later.type] < _RANK[earlier.type]:
-                msg = f"{where}: '{later.type}' cannot follow '{earlier.type}', which it would undo; put it before"
+                msg = f"step {position}: '{later.type}' would undo '{earlier.type}'; put it before"
                 raise ValueError(msg)
-        return self
 
     @property
     def needs_calibration(self) -> bool:
         """True when a step reads activation ranges from data."""
         return any(isinstance(step, QuantizeStatic) for step in self.steps)
+
+
+def step_classes() -> tuple[type[StepSpec], ...]:
+    """The members of `Step`, flattened, in the order in which they stand there."""
+
+    def members(annotation: object) -> Iterator[type[StepSpec]]:
+        if isinstance(annotation, type) and issubclass(annotation, StepSpec):
+            yield annotation
+            return
+        for argument in get_args(annotation):
+            yield from members(argument)
+
+    return tuple(members(Step))

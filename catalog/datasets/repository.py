@@ -48,7 +48,7 @@ class Datasets:
             raise Conflict(f"Dataset {dataset_id} was rejected: {reason}", code="dataset_rejected")
         return row
 
-    def list(self, *, limit: int, before_id: str | None = None) -> Sequence[DatasetRow]:
+    def page(self, *, limit: int, before_id: str | None = None) -> Sequence[DatasetRow]:
         """Newest first, those older than `before_id`."""
         query = select(DatasetRow).order_by(DatasetRow.id.desc()).limit(limit)
         if before_id is not None:

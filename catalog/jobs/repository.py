@@ -93,7 +93,7 @@ class Jobs:
             raise NotFound(f"There is no job {job_id}.")
         return row
 
-    def list(
+    def page(
         self,
         *,
         limit: int,
@@ -139,6 +139,16 @@ class Jobs:
         return self._session.scalars(
             select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)
         ).all()
+
+    def artifacts_of(self, job_ids: Sequence[str]) -> dict[str, list[ArtifactRow]]:
+        """Artifacts of several jobs in one query."""
+        found: dict[str, list[ArtifactRow]] = {job_id: [] for job_id in job_ids}
+        rows = self._session.scalars(
+            select(ArtifactRow).where(ArtifactRow.job_id.in_(job_ids)).order_by(ArtifactRow.name)
+        )
+        for row in rows:
+            found[row.job_id].append(row)
+        return found
 
     def artifact(self, job_id: str, name: str) -> ArtifactRow:
         row = self._session.get(ArtifactRow, (job_id, name))

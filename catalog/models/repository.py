@@ -50,7 +50,7 @@ class Models:
             raise Conflict(f"Model {model_id} was rejected: {reason}", code="model_rejected")
         return row
 
-    def list(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
+    def page(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
         """Newest first, those older than `before_id`."""
         query = select(ModelRow).order_by(ModelRow.id.desc()).limit(limit)
         if before_id is not None:

@@ -30,8 +30,12 @@ class Workers:
             )
         )
 
-    def seen(self, worker_id: str) -> None:
-        self._session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=db_now()))
+    def seen(self, worker_id: str) -> bool:
+        """Note that the worker is alive; False when it was forgotten, and must register again."""
+        known = self._session.scalar(
+            update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=db_now()).returning(WorkerRow.id)
+        )
+        return known is not None
 
     def forget(self, worker_id: str) -> None:
         self._session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -80,6 +80,4 @@ class QuantizeFloat16(StepSpec):
     """Inputs and outputs stay float32, so callers need not change."""
 
 
-Quantize = Annotated[
-    QuantizeDynamic | QuantizeStatic | QuantizeWeightOnly | QuantizeFloat16, Field(discriminator="mode")
-]
+Quantize = QuantizeDynamic | QuantizeStatic | QuantizeWeightOnly | QuantizeFloat16
