@@ -1,0 +1,75 @@
+"""Small pictures as inline SVG: a pair of bars, and an interval beside the line of no change."""
+
+from __future__ import annotations
+
+import math
+
+from compression.report.markup import Markup, element
+from compression.report.quantities import quantity
+from compression.result import Metric
+
+_WIDTH, _HEIGHT = 180, 20
+_MARGIN = 8
+
+
+def bars(original: float, result: float, unit: str) -> Markup:
+    """Two bars on one scale that begins at zero, the original above the result, each with its number."""
+    longest = max(original, result, 0.0)
+    rows = [
+        element("text", name, x=0, y=y + 12, class_="bar-name")
+        + element("rect", x="22%", y=y, height=16, rx=3, width=f"{_share(value, longest) * 48:.2f}%", class_=name)
+        + element("text", quantity(value, unit), x="100%", y=y + 12, class_="bar-value")
+        for name, value, y in (("original", original, 2), ("result", result, 26))
+    ]
+    spoken = f"original {quantity(original, unit)}, result {quantity(result, unit)}"
+    return element("svg", Markup("".join(rows)), class_="bars", role="img", aria_label=spoken)
+
+
+def _share(value: float, longest: float) -> float:
+    return max(value, 0.0) / longest if longest > 0 else 0.0
+
+
+def interval(metric: Metric) -> Markup | None:
+    """The 95 % interval of a ratio (logarithmic axis) or of a difference, with a line where nothing has changed.
+
+    None where the metric has no interval of a change, or one that no axis can hold.
+    """
+    if metric.interval is None or metric.original is None:
+        return None
+    low, high = metric.interval
+    if metric.ratio is not None:
+        if low <= 0 or not math.isfinite(high):
+            return None
+        at, low, high = math.log(metric.ratio), math.log(low), math.log(high)
+    else:
+        at = metric.result - metric.original
+    reach = max(abs(low), abs(high), abs(at)) or 1.0
+
+    def x(value: float) -> str:
+        return f"{_MARGIN + (value / reach + 1) / 2 * (_WIDTH - 2 * _MARGIN):.1f}"
+
+    middle = _HEIGHT / 2
+    return element(
+        "svg",
+        element("line", x1=x(0), x2=x(0), y1=1, y2=_HEIGHT - 1, class_="neutral"),
+        element("line", x1=x(low), x2=x(high), y1=middle, y2=middle, class_="whisker"),
+        element("circle", cx=x(at), cy=middle, r=4, class_="estimate"),
+        class_=f"interval {tone(metric)}",
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        width=_WIDTH,
+        height=_HEIGHT,
+        role="img",
+        aria_label="95 % interval of the change; left of the line is worse, right is better",
+    )
+
+
+def tone(metric: Metric) -> str:
+    """`better`, `worse` or `same`: what the result is, as far as the interval shows it."""
+    low = high = metric.ratio
+    neutral = 1.0
+    if metric.interval is not None and metric.original is not None:
+        low, high = metric.interval
+        neutral = 0.0 if metric.ratio is None or metric.unit == "fraction" else 1.0
+    if low is None or high is None or low <= neutral <= high:
+        return "same"
+    return "better" if low > neutral else "worse"
