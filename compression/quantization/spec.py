@@ -52,7 +52,8 @@ class QuantizeStatic(StepSpec):
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> Self:
-        if "percentile" in self.model_fields_set and self.calibration != "percentile":
+        # Compared with the default rather than asked whether it was given: a spec written out in full is read back.
+        if self.percentile != type(self).model_fields["percentile"].default and self.calibration != "percentile":
             msg = f"percentile has no effect with calibration '{self.calibration}'"
             raise ValueError(msg)
         return self

@@ -37,12 +37,14 @@ def interval(metric: Metric) -> Markup | None:
     if metric.interval is None or metric.original is None:
         return None
     low, high = metric.interval
-    if metric.ratio is not None:
-        if low <= 0 or not math.isfinite(high):
-            return None
+    if metric.ratio is None or _of_difference(metric):
+        at = metric.result - metric.original
+    elif metric.ratio > 0 and low > 0:
         at, low, high = math.log(metric.ratio), math.log(low), math.log(high)
     else:
-        at = metric.result - metric.original
+        return None
+    if not all(map(math.isfinite, (at, low, high))):
+        return None
     reach = max(abs(low), abs(high), abs(at)) or 1.0
 
     def x(value: float) -> str:
@@ -69,7 +71,12 @@ def tone(metric: Metric) -> str:
     neutral = 1.0
     if metric.interval is not None and metric.original is not None:
         low, high = metric.interval
-        neutral = 0.0 if metric.ratio is None or metric.unit == "fraction" else 1.0
+        neutral = 0.0 if _of_difference(metric) else 1.0
     if low is None or high is None or low <= neutral <= high:
         return "same"
     return "better" if low > neutral else "worse"
+
+
+def _of_difference(metric: Metric) -> bool:
+    """Whether the interval is one of `result - original`; else it is one of the ratio."""
+    return metric.ratio is None or metric.unit == "fraction"
