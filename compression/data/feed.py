@@ -16,12 +16,19 @@ class ModelFeed:
 
     Values are checked as they pass, so that a run never rests on NaN or infinity.
 
+    Args:
+        dataset: The samples.
+        model: What they are to be fed to.
+        role: What they serve for, as error messages name it.
+        whole_batches: Where the model fixes the batch, drop a rest of fewer samples instead of giving it as it is.
+
     Raises:
         DataRejected: `dataset_mismatch` with all that does not fit, or `labels_out_of_range`.
     """
 
-    def __init__(self, dataset: Dataset, model: ModelSummary, role: str) -> None:
+    def __init__(self, dataset: Dataset, model: ModelSummary, role: str, *, whole_batches: bool = True) -> None:
         self._dataset = dataset
+        self._whole_batches = whole_batches
         self._fixed = fixed_batch(model)
         problems = mismatches(model, dataset.summary)
         if self._fixed is not None and dataset.summary.samples < self._fixed:
@@ -38,7 +45,7 @@ class ModelFeed:
         return self._dataset.summary
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Like `Dataset.batches`; with a fixed batch axis its length replaces `batch_size`, and a rest is dropped."""
+        """Like `Dataset.batches`; a batch axis that the model fixes replaces `batch_size`."""
         size = self._fixed or batch_size
         if limit is not None and self._fixed is not None:
             limit = max(limit, self._fixed)
@@ -46,5 +53,5 @@ class ModelFeed:
         for batch in self._dataset.batches(size, limit):
             check_finite(batch, start)
             start += len(batch)
-            if self._fixed is None or len(batch) == self._fixed:
+            if self._fixed is None or len(batch) == self._fixed or not self._whole_batches:
                 yield Batch({self._names[name]: values for name, values in batch.inputs.items()}, batch.labels)

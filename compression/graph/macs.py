@@ -10,6 +10,8 @@ import onnx
 from compression.graph import shapes, walk
 from compression.graph.shapes import KnownShape
 
+_RECURRENT = ("RNN", "GRU", "LSTM")
+
 
 class _Unknown(Exception):
     """A shape that the count needs is not fixed."""
@@ -33,8 +35,8 @@ def count_macs(model: onnx.ModelProto) -> int | None:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers for one sample.
 
     An open first axis of an input counts as 1. A first axis that is fixed at the same length in all inputs and outputs
-    is taken for the batch, and the count divided by it. None where a shape is not known well enough, or where products
-    hide in operators or subgraphs that cannot be counted.
+    is taken for the batch, and the count divided by it; with recurrent layers it may be time, and is not. None where
+    a shape is not known well enough, or where products hide in operators or subgraphs that cannot be counted.
     """
     known = _Shapes(shapes.infer(model, one_sample=True))
     total = 0
@@ -47,6 +49,8 @@ def count_macs(model: onnx.ModelProto) -> int | None:
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int:
+    if any(node.op_type in _RECURRENT for node in model.graph.node):
+        return 1
     stored = {tensor.name for tensor in model.graph.initializer}
     first = set()
     for value in (*model.graph.input, *model.graph.output):
@@ -108,10 +112,7 @@ _COUNTERS: dict[str, Callable[[onnx.NodeProto, _Shapes], int]] = {
     "MatMulIntegerToFloat": _product(),
     "FusedMatMul": _product(),
     "Gemm": _gemm,
-    "RNN": _recurrent,
-    "GRU": _recurrent,
-    "LSTM": _recurrent,
-}
+} | dict.fromkeys(_RECURRENT, _recurrent)
 _UNCOUNTED = frozenset(
     {"Einsum", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "QGemm", "QMoE", "MoE"}
     | {"DynamicQuantizeLSTM", "FusedConv", "NhwcConv", "FusedGemm", "DeformConv", "STFT"}

@@ -158,22 +158,22 @@ class ExternalData:
                 f"External data must be a plain file name beside the model, not '{location[:100]}'.",
             )
         with self._open(location) as file:
-            status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise ModelRejected("external_data_unsafe", f"External data '{location}' is a link or no regular file.")
-        return status.st_size
+            return os.fstat(file.fileno()).st_size
 
     def _open(self, location: str) -> BinaryIO:
-        path = self._folder / location
         try:
             # O_NONBLOCK: opening a pipe must not wait for a writer.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self._folder / location, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise ModelRejected(
                 "external_data_missing", f"The model keeps weights in '{location}', which was not uploaded with it."
             ) from None
         except (OSError, ValueError):
             raise ModelRejected("external_data_unsafe", f"External data '{location[:100]}' cannot be opened.") from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(descriptor)
+            raise ModelRejected("external_data_unsafe", f"External data '{location}' is a link or no regular file.")
         return os.fdopen(descriptor, "rb")
 
 

@@ -113,9 +113,7 @@ def two_inputs(seed=0):
         helper.make_node("Add", ["pa", "pb"], ["y"], "sum"),
     ]
     weights = {"wa": weight(rng, 4, 5), "wb": weight(rng, 6, 5)}
-    return make_model(
-        nodes, [value("a", ["batch", 4]), value("b", ["batch", 6])], [value("y", ["batch", 5])], weights
-    )
+    return make_model(nodes, [value("a", ["batch", 4]), value("b", ["batch", 6])], [value("y", ["batch", 5])], weights)
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:

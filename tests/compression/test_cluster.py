@@ -114,7 +114,9 @@ def test_step_on_a_pruned_graph_keeps_it_pruned(context):
     fc = details["weights"][2]
     assert fc["clusters"] == 8
     assert fc["bits_per_weight"] == (2560 * 3 + 8 * 32) / 2560  # 3-bit indices and 8 float32 values
-    assert fc["mean_squared_error"] == pytest.approx(np.square(before["fc.weight"] - after["fc.weight"]).mean(), rel=1e-5)
+    assert fc["mean_squared_error"] == pytest.approx(
+        np.square(before["fc.weight"] - after["fc.weight"]).mean(), rel=1e-5
+    )
 
 
 def test_one_set_of_values_for_each_output_channel(context):
