@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,19 @@ Array = npt.NDArray[Any]
 Outputs = list[Any]
 
 
+class DoesNotRun(Exception):
+    """The runtime cannot load a file or run it on given inputs; the message says why."""
+
+
 class Model:
     """A file loaded for measuring.
 
     Args:
         path: The file.
         threads: Intra-operator threads; 0 lets the runtime choose.
+
+    Raises:
+        DoesNotRun: The runtime refuses the file.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -28,7 +36,8 @@ class Model:
         options.log_severity_level = 3
         # Idle threads of one model would otherwise spin on, and take the cores from the model whose turn it is.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with _refusals():
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._dtypes = {node.name: numpy_dtype(node.type) for node in self._session.get_inputs()}
 
     def feeds(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -41,8 +50,13 @@ class Model:
         return {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in self._dtypes.items()}
 
     def run(self, arrays: Mapping[str, Array]) -> Outputs:
-        """All outputs, in the model's order."""
-        outputs: Outputs = self._session.run(None, self.feeds(arrays))
+        """All outputs, in the model's order.
+
+        Raises:
+            DoesNotRun: The runtime stops with an error.
+        """
+        with _refusals():
+            outputs: Outputs = self._session.run(None, self.feeds(arrays))
         return outputs
 
     def bind(self, arrays: Mapping[str, Array]) -> Callable[[], object]:
@@ -54,6 +68,15 @@ class Model:
             return run(None, feeds)
 
         return call
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # The runtime's exceptions have no base class of their own.
+        raise DoesNotRun(str(error)[:500]) from error
 
 
 def numpy_dtype(onnx_type: str) -> np.dtype[Any] | None:

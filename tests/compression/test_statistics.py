@@ -98,6 +98,10 @@ def test_proportion_interval_is_scipys_wilson(successes, trials):
 
 def test_verdicts():
     assert statistics.verdict(1.0, (1.0, 1.1)) == "no difference shown, 1.00x [1.00, 1.10]"
+    # Within 3 % the luck of loading decides.
+    assert statistics.verdict(0.98, (0.975, 0.985)) == "no difference shown, 0.98x [0.97, 0.98]"
+    assert not statistics.is_slower((0.96, 0.975))
+    assert statistics.is_slower((0.90, 0.96))
     assert statistics.accuracy_verdict(0.004, (0.001, 0.007)) == "better, +0.40 points [+0.10, +0.70]"
     assert statistics.accuracy_verdict(0.0, (0.0, 0.0)) == "no difference shown, +0.00 points [+0.00, +0.00]"
     assert doctest.testmod(statistics).failed == 0
