@@ -1,0 +1,110 @@
+"""Activation ranges, read off real samples by ONNX Runtime's calibrators."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compression.context import Context
+from compression.data import Dataset
+from compression.errors import DataRejected
+from compression.quantization import prepare
+from compression.quantization.spec import QuantizeStatic
+
+# A histogram's calibrator holds the activations of one batch, all tensors at once.
+_BATCH_SIZE = 32
+
+
+def activation_ranges(
+    model: Path, operators: Sequence[str], dataset: Dataset, spec: QuantizeStatic, context: Context
+) -> Any:  # noqa: ANN401 - ONNX Runtime is untyped
+    """Run calibration samples through a float model and note the range of every activation.
+
+    Args:
+        model: The float model, shapes inferred, in a folder that takes temporary files.
+        operators: Operators whose inputs and outputs are of interest.
+        dataset: Arrays named like the model's inputs.
+        spec: Method and number of samples.
+        context: Progress, cancellation, threads.
+
+    Returns:
+        `onnxruntime.quantization.TensorsData`: (lowest, highest) by tensor.
+
+    Raises:
+        DataRejected: `non_finite_values` when an activation becomes NaN or infinite.
+        StepFailed: `unsupported_by_runtime`.
+    """
+    with prepare.runtime_failures("calibrating"):
+        calibrator = _calibrator(model, operators, spec)
+        calibrator.augment_graph()
+        session = _CheckedSession(Path(calibrator.augmented_model_path), context)
+        calibrator.infer_session = session
+        expected = math.ceil(min(spec.calibration_samples, dataset.summary.samples) / _BATCH_SIZE)
+        for done, batch in enumerate(dataset.batches(_BATCH_SIZE, spec.calibration_samples)):
+            context.check_cancelled()
+            context.progress("quantizing", 0.9 * min(done / expected, 1.0), "calibrating")
+            # One batch a call: a single call for all would keep all activations in memory (onnxruntime #10503).
+            with contextlib.redirect_stdout(io.StringIO()):
+                calibrator.collect_data(_Reader(iter([batch.inputs])))
+        with contextlib.redirect_stdout(io.StringIO()):
+            return calibrator.compute_data()
+
+
+def _calibrator(model: Path, operators: Sequence[str], spec: QuantizeStatic) -> Any:  # noqa: ANN401
+    from onnxruntime.quantization import calibrate  # noqa: PLC0415 - imported where it is needed
+
+    settings: dict[str, Any] = {
+        "op_types_to_calibrate": operators,
+        "augmented_model_path": str(model.with_name("augmented.onnx")),
+        "symmetric": spec.symmetric_activations,
+    }
+    match spec.calibration:
+        case "minmax":
+            return calibrate.MinMaxCalibrater(model, **settings)
+        case "percentile":
+            return calibrate.PercentileCalibrater(model, percentile=spec.percentile, **settings)
+        case "entropy":
+            return calibrate.EntropyCalibrater(model, **settings)
+
+
+class _Reader:
+    """What ONNX Runtime calls a CalibrationDataReader."""
+
+    def __init__(self, batches: Iterator[dict[str, Any]]) -> None:
+        self._batches = batches
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._batches, None)
+
+
+class _CheckedSession:
+    """A session as the calibrators use it, that refuses activations which are not finite.
+
+    The calibrators would skip NaN in silence, and take infinity for a range.
+    """
+
+    def __init__(self, model: Path, context: Context) -> None:
+        import onnxruntime  # noqa: PLC0415 - half a second that only a run needs
+
+        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = prepare.session(model, context, graph_optimization_level=level)
+        self.get_inputs = self._session.get_inputs
+        self.get_outputs = self._session.get_outputs
+
+    def run(self, names: Sequence[str] | None, inputs: dict[str, Any]) -> list[Any]:
+        outputs: list[Any] = self._session.run(names, inputs)
+        for description, values in zip(self.get_outputs(), outputs, strict=True):
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                name = description.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax")
+                raise DataRejected(
+                    "non_finite_values",
+                    f"With the calibration samples the model computes NaN or infinity at '{name}', "
+                    "which no quantized range can hold.",
+                )
+        return outputs

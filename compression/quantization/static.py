@@ -1,0 +1,139 @@
+"""Static quantization: integer weights and activations, with activation ranges from calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import onnx
+
+from compression.context import Context
+from compression.data import Dataset
+from compression.data.feed import ModelFeed
+from compression.errors import DataRejected
+from compression.graph.inspect import summarize
+from compression.graph.weights import find_weights
+from compression.quantization import prepare
+from compression.quantization.calibration import activation_ranges
+from compression.quantization.isa import saturates
+from compression.quantization.spec import QuantizeStatic
+
+# Scales per channel came to QuantizeLinear and DequantizeLinear with operator set 13.
+_OPSET = 13
+_DTYPES = frozenset({"float32", "float16"})
+
+
+def quantize_static(
+    model: onnx.ModelProto, spec: QuantizeStatic, context: Context, calibration: Dataset | None
+) -> tuple[onnx.ModelProto, dict[str, object]]:
+    """Insert QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer operators (Jacob et al. 2017).
+
+    Weights become int8, symmetric; biases int32. Activations become unsigned with a zero point of their own, or
+    signed and symmetric. Nodes without weights take part unless they compute on the output of a node that stays float.
+
+    Returns:
+        The quantized model (the argument is not changed), and what was quantized by which ranges.
+
+    Raises:
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights` or `unsupported_by_runtime`.
+        DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
+    """
+    if calibration is None:
+        raise DataRejected(
+            "calibration_data_missing",
+            "Static quantization reads activation ranges from data: give a calibration dataset, or use mode 'dynamic'.",
+        )
+    graph = prepare.working_copy(model)
+    chosen, left = prepare.choose(graph, spec.include, spec.exclude, _DTYPES)
+    feed = calibration if isinstance(calibration, ModelFeed) else None
+    feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
+    graph = prepare.optimized(prepare.at_least_opset(graph, _OPSET), context)
+    operators = _operators()
+    reduce_range = saturates() if spec.reduce_range is None else spec.reduce_range
+    excluded = _float_nodes(graph, {name for weight in left for name in weight.nodes})
+    with prepare.temporary_folder(context) as folder:
+        path = folder / "model.onnx"
+        path.write_bytes(graph.SerializeToString())
+        ranges = activation_ranges(path, operators, feed, spec, context)
+    result = _insert_pairs(graph, ranges, operators, excluded, spec, reduce_range=reduce_range)
+    result = prepare.finished(result, model, context)
+    weights = prepare.describe(chosen, result, "its operator has no integer form in this mode")
+    details: dict[str, object] = {
+        "reduce_range": reduce_range,
+        "weights": weights,
+        "float_nodes": excluded,
+        "activations": _describe_ranges(result, ranges),
+    }
+    return result, details
+
+
+def _describe_ranges(result: onnx.ModelProto, ranges: Any) -> list[dict[str, object]]:  # noqa: ANN401
+    """The ranges of those activations that are quantized, in the order of the graph."""
+    names = dict.fromkeys(node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear")
+    return [
+        {"name": name, "lowest": ranges[name].lowest.item(), "highest": ranges[name].highest.item()}
+        for name in names
+        if name in ranges
+    ]
+
+
+def _operators() -> list[str]:
+    from onnxruntime.quantization import registry  # noqa: PLC0415 - imported where it is needed
+
+    return sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
+
+
+def _float_nodes(graph: onnx.ModelProto, left: Collection[str]) -> list[str]:
+    """The nodes in `left`, and those without weights that compute on what such nodes give out.
+
+    An Add or a pool after a layer that stays float would quantize an activation for nothing.
+    """
+    if not left:
+        return []
+    with_weights = {name for weight in find_weights(graph) for name in weight.nodes}
+    tainted: set[str] = set()
+    found = []
+    for node in graph.graph.node:
+        is_float = node.name in left
+        if node.name not in with_weights:
+            is_float = is_float or any(name in tainted for name in node.input)
+        if is_float:
+            found.append(node.name)
+            tainted.update(node.output)
+    return found
+
+
+def _insert_pairs(
+    graph: onnx.ModelProto,
+    ranges: Any,  # noqa: ANN401 - ONNX Runtime is untyped
+    operators: Sequence[str],
+    excluded: Sequence[str],
+    spec: QuantizeStatic,
+    *,
+    reduce_range: bool,
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import QDQQuantizer, QuantType, quant_utils  # noqa: PLC0415 - where it is needed
+
+    # Otherwise the quantizer would infer shapes once more, by way of a file in the system's folder for such.
+    quant_utils.add_infer_metadata(graph)
+    if spec.symmetric_activations:
+        activation = QuantType.QInt8 if spec.activation_bits == 8 else QuantType.QInt16
+    else:
+        activation = QuantType.QUInt8 if spec.activation_bits == 8 else QuantType.QUInt16
+    with prepare.runtime_failures("quantizing"):
+        quantizer = QDQQuantizer(
+            graph,
+            per_channel=spec.per_channel,
+            reduce_range=reduce_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=activation,
+            tensors_range=ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=list(excluded),
+            op_types_to_quantize=list(operators),
+            extra_options={"ActivationSymmetric": spec.symmetric_activations},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
