@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 
-from compression.report.markup import Markup, element
+from compression.report.markup import Markup, element, join
 from compression.report.quantities import quantity
 from compression.result import Metric
 
 _WIDTH, _HEIGHT = 180, 20
 _MARGIN = 8
+_EXACT = frozenset({"file_bytes", "gzip_bytes", "parameters", "nonzero_parameters", "macs"})
 
 
 def bars(original: float, result: float, unit: str) -> Markup:
     """Two bars on one scale that begins at zero, the original above the result, each with its number."""
     longest = max(original, result, 0.0)
-    rows = [
-        element("text", name, x=0, y=y + 12, class_="bar-name")
-        + element("rect", x="22%", y=y, height=16, rx=3, width=f"{_share(value, longest) * 48:.2f}%", class_=name)
-        + element("text", quantity(value, unit), x="100%", y=y + 12, class_="bar-value")
-        for name, value, y in (("original", original, 2), ("result", result, 26))
-    ]
-    spoken = f"original {quantity(original, unit)}, result {quantity(result, unit)}"
-    return element("svg", Markup("".join(rows)), class_="bars", role="img", aria_label=spoken)
+    rows = (
+        join(
+            element("span", name, class_="bar-name"),
+            element("svg", element("rect", width=f"{_share(value, longest):.2%}", height="100%", rx=3), class_=name),
+            element("span", quantity(value, unit), class_="bar-value"),
+        )
+        for name, value in (("original", original), ("result", result))
+    )
+    return element("div", *rows, class_="bars")
 
 
 def _share(value: float, longest: float) -> float:
@@ -66,8 +68,11 @@ def interval(metric: Metric) -> Markup | None:
 
 
 def tone(metric: Metric) -> str:
-    """`better`, `worse` or `same`: what the result is, as far as the interval shows it."""
-    low = high = metric.ratio
+    """`better`, `worse` or `same`: what the result is, as far as the interval shows it.
+
+    Without an interval only what is counted tells anything; one measured number may be chance.
+    """
+    low = high = metric.ratio if metric.name in _EXACT else None
     neutral = 1.0
     if metric.interval is not None and metric.original is not None:
         low, high = metric.interval

@@ -26,7 +26,8 @@ def _is_table(value: object) -> bool:
 
 def _list(plain: Mapping[str, object]) -> Markup:
     return element(
-        "dl", *(element("dt", _words(name)) + element("dd", _cell(name, value)) for name, value in plain.items())
+        "dl",
+        *(join(element("dt", _words(name)), element("dd", _cell(name, value))) for name, value in plain.items()),
     )
 
 

@@ -44,6 +44,7 @@ def page(result: PipelineResult, spec: PipelineSpec) -> str:
         *(_step(step, asked) for step, asked in zip(result.steps, spec.steps, strict=True)),
         element("h2", "Model"),
         _model(result.model, result.compressed),
+        element("h2", "Data"),
         _data(result.data),
         element("h2", "Run"),
         _run(result, spec),
@@ -89,16 +90,22 @@ def _cards(metrics: Sequence[Metric]) -> Markup:
 
 def _card(metric: Metric) -> Markup:
     # Only what compares with the original has a change to show; agreement is its own number.
-    headline = change(metric) if metric.original is not None else quantity(metric.result, metric.unit)
-    picture = (
-        charts.bars(metric.original, metric.result, metric.unit)
-        if metric.original is not None
-        else element("p", change(metric), class_="soft")
-    )
+    if metric.original is None:
+        headline, interval = quantity(metric.result, metric.unit), change(metric)
+        picture = None
+    else:
+        words, bracket, bounds = change(metric).partition(" [")
+        headline, interval = words, bracket.lstrip() + bounds
+        picture = charts.bars(metric.original, metric.result, metric.unit)
     return element(
         "section",
         element("h3", label(metric.name)),
-        element("div", headline, class_=f"headline {charts.tone(metric)}"),
+        element(
+            "div",
+            headline,
+            element("span", interval, class_="range") if interval else None,
+            class_=f"headline {charts.tone(metric)}",
+        ),
         picture,
         class_="card",
     )
@@ -118,7 +125,7 @@ def _metrics(metrics: Sequence[Metric]) -> Markup:
         )
         for metric in metrics
     )
-    return element("div", element("table", head, element("tbody", *rows)), class_="card scroll")
+    return element("div", element("table", head, element("tbody", *rows), class_="wide"), class_="card scroll")
 
 
 def _samples(metric: Metric) -> str | None:
@@ -127,7 +134,7 @@ def _samples(metric: Metric) -> str | None:
 
 def _step(step: StepResult, asked: Step) -> Markup:
     came = "from an earlier run" if step.cached else quantity(step.seconds, "seconds")
-    options = {name: value for name, value in asked.model_dump(mode="json").items() if name not in ("type", "mode")}
+    options = asked.model_dump(mode="json", exclude={"type", "mode"}, exclude_none=True)
     return element(
         "details",
         element("summary", f"{step.index + 1}. {step_name(asked)} ", element("span", came, class_="soft")),

@@ -86,7 +86,7 @@ def change(metric: Metric) -> str:
     if metric.verdict:
         return metric.verdict
     if metric.ratio is not None:
-        return "unchanged" if metric.ratio == 1 else f"{metric.ratio:.2f}\N{MULTIPLICATION SIGN}"
+        return "unchanged" if metric.ratio == 1 else f"{metric.ratio:.2f}x"
     if metric.interval is None:
         return ""
     low, high = (quantity(bound, metric.unit) for bound in metric.interval)

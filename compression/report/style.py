@@ -12,14 +12,15 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 sys
 main { max-width: 1040px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 36px 0 12px; }
-h3 { font-size: 14px; margin: 0; color: var(--soft); font-weight: 600; }
+h3 { font-size: 14px; margin: 0 0 4px; color: var(--soft); font-weight: 600; }
 p { margin: 0 0 8px; }
 .soft { color: var(--soft); }
 .eyebrow { color: var(--soft); font-size: 12px; letter-spacing: .08em; text-transform: uppercase; margin: 0 0 6px; }
 .card, details { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 14px; margin-top: 22px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); gap: 14px; margin-top: 22px; }
 .card { padding: 16px 18px; }
-.headline { font-size: 21px; font-weight: 650; margin: 2px 0 10px; }
+.headline { font-size: 20px; font-weight: 650; margin: 2px 0 10px; }
+.range { display: block; font-size: 13px; font-weight: 400; color: var(--soft); }
 .better { color: var(--better); }
 .worse { color: var(--worse); }
 .notes { background: var(--note); border: 1px solid var(--note-line); border-radius: 10px; padding: 12px 18px;
@@ -32,12 +33,13 @@ tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-size: 12.5px; font-weight: 600; }
 tbody th { font-weight: 500; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-svg.bars { display: block; width: 100%; height: 44px; }
-svg text { fill: var(--ink); font-size: 12.5px; }
-svg .bar-name { fill: var(--soft); }
-svg .bar-value { text-anchor: end; font-variant-numeric: tabular-nums; }
-rect.original { fill: var(--original); }
-rect.result { fill: var(--result); }
+.bars { display: grid; grid-template-columns: max-content minmax(30px, 1fr) max-content; gap: 4px 10px;
+  align-items: center; font-size: 12.5px; }
+.bars svg { width: 100%; height: 14px; display: block; }
+.bars .original { fill: var(--original); }
+.bars .result { fill: var(--result); }
+.bar-name { color: var(--soft); }
+.bar-value { text-align: right; font-variant-numeric: tabular-nums; }
 svg.interval { display: block; overflow: visible; }
 svg .neutral { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 2; }
 svg .whisker { stroke: currentColor; stroke-width: 3; stroke-linecap: round; opacity: .55; }
@@ -45,6 +47,8 @@ svg .estimate { fill: currentColor; }
 details { margin-bottom: 10px; }
 summary { cursor: pointer; padding: 12px 16px; font-weight: 550; overflow-wrap: anywhere; }
 details > .inside { padding: 0 16px 14px; }
+.inside h3:not(:first-child) { margin-top: 14px; }
+.wide { min-width: 700px; }
 dl { display: grid; grid-template-columns: minmax(140px, max-content) 1fr; gap: 4px 18px; margin: 0 0 8px; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
