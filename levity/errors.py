@@ -30,6 +30,6 @@ class LevityError(Exception):
         details = [
             f"{entry.get('pointer', '')}: {entry.get('message', '')}"
             for entry in self.problem.get("errors") or ()
-            if isinstance(entry, dict)
+            if isinstance(entry, dict) and str(entry.get("message")) not in self.message
         ]
         return "; ".join([f"{self.message} ({self.code})", *details])
