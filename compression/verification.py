@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import onnxruntime
 
 from compression.errors import StepFailed
 from compression.fresh_process import Array, FreshProcess, ProcessDied, load_arrays, save_arrays, serve
+from compression.runtime import DoesNotRun, Model
 
 _TOLERANCE = 1e-5
 _READY_SECONDS = 60.0
@@ -89,18 +89,21 @@ class Verifier:
         except (ProcessDied, TimeoutError) as error:
             raise _failed(f"A fresh process that loaded and ran '{model_path.name}' {_reason(error)}.") from None
         if answer["problem"] is not None:
-            raise _failed(f"'{model_path.name}', loaded anew: {answer['problem']}")
+            raise _failed(answer["problem"])
 
 
 def reference_outputs(model_path: Path, inputs: Mapping[str, Array], threads: int = 0) -> dict[str, Array]:
-    """What a file gives for `inputs`, by output name; outputs that are no tensors are left out."""
-    session = _session(model_path, threads)
-    names = [output.name for output in session.get_outputs() if output.type.startswith("tensor(")]
-    values = session.run(names, dict(inputs))
+    """What a file gives for `inputs`, by output name; outputs that are no tensors are left out.
+
+    Raises:
+        StepFailed: `verification_failed` when the runtime refuses the file or stops with an error.
+    """
+    try:
+        outputs = Model(model_path, threads).tensors(inputs)
+    except DoesNotRun as error:
+        raise _failed(f"The runtime refuses '{model_path.name}': {error}") from None
     # Strings come as Python objects, which are never written to a file.
-    return {
-        name: value.astype(str) if value.dtype == object else value for name, value in zip(names, values, strict=True)
-    }
+    return {name: value.astype(str) if value.dtype == object else value for name, value in outputs.items()}
 
 
 def difference(name: str, found: Array, expected: Array) -> str | None:
@@ -125,13 +128,6 @@ def difference(name: str, found: Array, expected: Array) -> str | None:
     return f"output '{name}' differs by up to {largest:.3g} over a range of {spread:.3g}."
 
 
-def _session(model_path: Path, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
-
-
 def _reason(error: ProcessDied | TimeoutError) -> str:
     return str(error) if isinstance(error, ProcessDied) else f"gave {error}"
 
@@ -144,15 +140,16 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     inputs = load_arrays(folder / "inputs.npz", request["inputs"])
     expected = load_arrays(folder / "expected.npz", request["expected"])
+    path = Path(request["model"])
     try:
-        found = reference_outputs(Path(request["model"]), inputs, request["threads"])
-    except Exception as error:  # noqa: BLE001 - whatever stops the runtime is the answer
-        return {"problem": f"the runtime refuses it: {str(error)[:500]}"}
-    missing = sorted(set(expected) - set(found))
-    if missing:
-        return {"problem": f"it has no output '{missing[0]}'."}
-    problems = (difference(name, found[name], expected[name]) for name in expected)
-    return {"problem": next((problem for problem in problems if problem is not None), None)}
+        found = reference_outputs(path, inputs, request["threads"])
+    except StepFailed as error:
+        return {"problem": error.message}
+    for name, value in expected.items():
+        problem = difference(name, found[name], value) if name in found else f"there is no output '{name}'."
+        if problem is not None:
+            return {"problem": f"'{path.name}', loaded anew: {problem}"}
+    return {"problem": None}
 
 
 if __name__ == "__main__":

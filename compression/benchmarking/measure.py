@@ -13,7 +13,6 @@ import numpy as np
 from compression.benchmarking.latency import latency_metrics, time_calls
 from compression.benchmarking.memory import Probes, memory_metrics
 from compression.benchmarking.quality import compare
-from compression.benchmarking.runtime import DoesNotRun, Model
 from compression.benchmarking.size import size_metrics
 from compression.benchmarking.statistics import is_slower
 from compression.context import Context
@@ -21,6 +20,7 @@ from compression.data import Batch, Dataset, synthetic_batches
 from compression.errors import DataRejected, StepFailed
 from compression.fresh_process import Array
 from compression.result import Metric
+from compression.runtime import DoesNotRun, Model
 from compression.signature import ModelSummary
 from compression.spec import BenchmarkSpec
 
@@ -52,7 +52,7 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
         original: The original, complete in one file.
         compressed: The result.
         spec: How long and how.
-        context: For its `workdir`, threads (where `spec` names none) and cancellation.
+        context: For its `workdir`, threads (where `spec` names none), progress from 0 to 1 and cancellation.
         original_summary: Of the original.
         compressed_summary: Of the result.
         evaluation: Samples that fit the original; without them inputs are made up, and accuracy is not measured.
@@ -80,6 +80,7 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
             sample = inputs.timed()
         except DataRejected as error:
             return Measurement(tuple(metrics), (*notes, f"Only sizes were measured: {error.message}"))
+        context.progress("benchmarking", 0.2, "comparing outputs")
         models = _load(original, threads), _load(compressed, threads)
         try:
             _try(original, models[0], sample)
@@ -92,8 +93,10 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
         _try(compressed, models[1], sample)
         comparison = compare(*models, inputs.compared(), context, pad_to=inputs.fixed)
         quality = comparison.metrics(seed)
+        context.progress("benchmarking", 0.4, "measuring memory")
         memory = memory_metrics(*probes.measure(original, compressed, sample, threads))
     context.check_cancelled()
+    context.progress("benchmarking", 0.5, "measuring latency")
     timings = time_calls(
         models[0].bind(sample), models[1].bind(sample), spec, seed, between_rounds=context.check_cancelled
     )

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compression.benchmarking.runtime import DoesNotRun, Model
 from compression.fresh_process import load_arrays, serve
+from compression.runtime import DoesNotRun, Model
 
 _RUNS = 3
 

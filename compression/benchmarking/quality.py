@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from compression.benchmarking import statistics
-from compression.benchmarking.runtime import Model
 from compression.context import Context
 from compression.data import Batch
 from compression.fresh_process import Array
 from compression.result import Metric
+from compression.runtime import Model
 
 # What single precision resolves, 20 log10(2^23): outputs that differ less are as good as equal.
 _MAX_SQNR = 138.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from compression.benchmarking.latency import Timings, latency_metrics, time_calls
-from compression.benchmarking.runtime import Model
+from compression.runtime import Model
 from compression.errors import Cancelled
 from compression.spec import BenchmarkSpec
 from tests.compression.models import cnn, save

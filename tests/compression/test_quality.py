@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from compression.benchmarking.quality import Comparison, compare
-from compression.benchmarking.runtime import Model
+from compression.runtime import Model
 from compression.context import Context
 from compression.data import Batch
 from compression.errors import Cancelled

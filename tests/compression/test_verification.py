@@ -47,13 +47,16 @@ def test_names_the_output_and_its_largest_difference(tmp_path, picture):
 def test_a_file_that_does_not_load_is_refused(tmp_path, picture):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no model")
-    with Verifier(tmp_path) as verifier, pytest.raises(StepFailed, match="the runtime refuses it"):
+    with Verifier(tmp_path) as verifier, pytest.raises(StepFailed, match=r"The runtime refuses 'model\.onnx'"):
         verifier.verify(path, picture, {})
 
 
 def test_a_missing_output_is_named(tmp_path, picture):
     path = save(cnn(), tmp_path / "model.onnx")
-    with Verifier(tmp_path) as verifier, pytest.raises(StepFailed, match="no output 'scores'"):
+    with (
+        Verifier(tmp_path) as verifier,
+        pytest.raises(StepFailed, match=r"'model\.onnx', loaded anew: there is no output 'scores'"),
+    ):
         verifier.verify(path, picture, {"scores": np.zeros(1)})
 
 

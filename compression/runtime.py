@@ -1,4 +1,4 @@
-"""The original and the result in ONNX Runtime, under equal conditions."""
+"""Models in ONNX Runtime on the CPU, all under the same conditions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DoesNotRun(Exception):
 
 
 class Model:
-    """A file loaded for measuring.
+    """A file loaded and ready to run.
 
     Args:
         path: The file.
@@ -58,6 +58,15 @@ class Model:
         with _refusals():
             outputs: Outputs = self._session.run(None, self.feeds(arrays))
         return outputs
+
+    def tensors(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; those that are no tensors are left out.
+
+        Raises:
+            DoesNotRun: The runtime stops with an error.
+        """
+        named = zip(self._session.get_outputs(), self.run(arrays), strict=True)
+        return {node.name: value for node, value in named if isinstance(value, np.ndarray)}
 
     def bind(self, arrays: Mapping[str, Array]) -> Callable[[], object]:
         """A call that runs the model once on `arrays`, with nothing else in it."""

@@ -1,0 +1,181 @@
+"""All measurements of one result together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from compression.benchmarking.measure import fixed_batch, measure
+from compression.context import Context
+from compression.data import DataSource, open_dataset
+from compression.errors import Cancelled, StepFailed
+from compression.graph.inspect import inspect_model
+from compression.spec import BenchmarkSpec
+from tests.compression.models import cnn, digits, embedding, make_model, mlp, save, value
+
+QUICK = BenchmarkSpec(max_seconds=0.02, min_rounds=5, max_rounds=20, threads=1)
+
+
+def measured(tmp_path, original, compressed, evaluation=None, spec=QUICK, **context):
+    before, after = save(original, tmp_path / "original.onnx"), save(compressed, tmp_path / "model.onnx")
+    surroundings = Context(tmp_path, **context)
+    return measure(before, after, spec, surroundings, inspect_model(before), inspect_model(after), evaluation, 0)
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    pictures, labels = digits()
+    np.savez(tmp_path / "evaluation.npz", pictures=pictures[:300], labels=labels[:300])
+    return open_dataset(DataSource(tmp_path / "evaluation.npz"))
+
+
+def test_a_classifier_with_labelled_data_gets_every_metric(tmp_path, evaluation):
+    metrics, notes = measured(tmp_path, cnn(), cnn(channels=(4, 16)), evaluation)
+    assert [metric.name for metric in metrics] == [
+        "file_bytes",
+        "gzip_bytes",
+        "parameters",
+        "nonzero_parameters",
+        "macs",
+        "latency_p50",
+        "latency_p90",
+        "latency_p99",
+        "throughput",
+        "peak_memory_bytes",
+        "load_seconds",
+        "accuracy",
+        "top1_agreement",
+        "cosine_similarity",
+        "sqnr",
+    ]
+    by_name = {metric.name: metric for metric in metrics}
+    assert 5 <= by_name["latency_p50"].samples <= 20
+    assert by_name["accuracy"].samples == by_name["sqnr"].samples == 300
+    assert all("Accuracy" not in note for note in notes)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original.onnx", "model.onnx", "evaluation.npz"}
+
+
+def test_at_most_so_many_samples_are_evaluated(tmp_path, evaluation):
+    spec = QUICK.model_copy(update={"evaluation_samples": 50})
+    metrics = {metric.name: metric for metric in measured(tmp_path, cnn(), cnn(), evaluation, spec).metrics}
+    assert metrics["accuracy"].samples == 50
+    assert metrics["accuracy"].original == metrics["accuracy"].result
+
+
+def test_models_with_a_fixed_batch_evaluate_every_sample(tmp_path, evaluation):
+    model = cnn(batch=7)
+    metrics = {metric.name: metric for metric in measured(tmp_path, model, model, evaluation).metrics}
+    # 300 is 42 batches of 7, and 6 samples.
+    assert metrics["accuracy"].samples == 300
+    # An average call of 7 samples.
+    throughput = metrics["throughput"]
+    assert throughput.original > 7 / metrics["latency_p99"].original
+
+
+@pytest.mark.parametrize(("model", "batch"), [(cnn(), None), (cnn(batch=3), 3)])
+def test_fixed_batch(tmp_path, model, batch):
+    assert fixed_batch(inspect_model(save(model, tmp_path / "model.onnx"))) == batch
+
+
+def test_without_data_inputs_are_made_up_and_it_is_said(tmp_path):
+    metrics, notes = measured(tmp_path, embedding(), embedding())
+    assert {"latency_p50", "top1_agreement"} <= {metric.name for metric in metrics}
+    assert "accuracy" not in {metric.name for metric in metrics}
+    assert "Latency, memory and agreement of outputs were measured on made-up inputs." in notes
+    assert "Accuracy was not measured: the job names no evaluation data." in notes
+
+
+def test_data_without_labels_gives_agreement_alone(tmp_path):
+    np.savez(tmp_path / "evaluation.npz", x=digits()[0][:50])
+    metrics, notes = measured(tmp_path, cnn(), cnn(1), open_dataset(DataSource(tmp_path / "evaluation.npz")))
+    assert {"top1_agreement", "cosine_similarity", "sqnr"} <= {metric.name for metric in metrics}
+    assert "Accuracy was not measured: the evaluation data has no labels." in notes
+
+
+def test_a_result_that_is_slower_and_larger_is_called_so(tmp_path):
+    spec = QUICK.model_copy(update={"min_rounds": 20})
+    metrics, notes = measured(tmp_path, mlp(hidden=16), mlp(hidden=20_000), spec=spec)
+    median = next(metric for metric in metrics if metric.name == "latency_p50")
+    assert median.verdict.startswith("slower, 0.")
+    assert any(note.startswith("The result is slower than the original on this machine: 0.") for note in notes)
+    assert any(note.startswith("The file grew by ") for note in notes)
+
+
+def test_half_precision_inputs_are_fed_as_such(tmp_path):
+    half = mlp(dtype=np.float16)
+    metrics = {metric.name: metric for metric in measured(tmp_path, mlp(), half).metrics}
+    assert metrics["sqnr"].result > 40
+
+
+def test_batches_have_the_size_in_use_where_it_matters(tmp_path, evaluation):
+    """A result that takes its scale from the batch sees batches of the size in use, others larger ones."""
+    seen = []
+
+    class Recorder:
+        summary = evaluation.summary
+
+        def batches(self, batch_size, limit=None):
+            seen.append(batch_size)
+            return evaluation.batches(batch_size, limit)
+
+    dynamic = make_model(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"], "quantize"),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], "dequantize"),
+        ],
+        [value("x", ["batch", 1, 8, 8])],
+        [value("y", ["batch", 1, 8, 8])],
+        {},
+    )
+    measured(tmp_path, dynamic, dynamic, Recorder(), QUICK.model_copy(update={"batch_size": 5}))
+    assert seen[-1] == 5
+    measured(tmp_path, cnn(), cnn(), Recorder())
+    # 4 MiB of 64 floats would be more samples than are ever taken at once.
+    assert seen[-1] == 256
+
+
+def test_inputs_that_cannot_be_made_up_leave_the_sizes(tmp_path):
+    model = make_model(
+        [helper.make_node("Identity", ["x"], ["y"], "identity")],
+        [value("x", ["batch"], TensorProto.STRING)],
+        [value("y", ["batch"], TensorProto.STRING)],
+        {},
+    )
+    metrics, notes = measured(tmp_path, model, model)
+    assert {metric.name for metric in metrics} <= {
+        "file_bytes",
+        "gzip_bytes",
+        "parameters",
+        "nonzero_parameters",
+        "macs",
+    }
+    assert notes[-1].startswith("Only sizes were measured: ")
+
+
+def reshape(rows):
+    """A model that runs on `rows` samples of 4 numbers only."""
+    return make_model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape")],
+        [value("x", ["batch", 4])],
+        [value("y", [rows * 2, 2])],
+        {"shape": np.array([rows * 2, 2], np.int64)},
+    )
+
+
+def test_a_result_that_does_not_run_is_an_error(tmp_path):
+    with pytest.raises(StepFailed, match=r"'model\.onnx' does not run: ") as caught:
+        measured(tmp_path, reshape(1), reshape(3))
+    assert caught.value.code == "benchmark_failed"
+
+
+def test_an_original_that_does_not_run_on_made_up_inputs_leaves_the_sizes(tmp_path):
+    metrics, notes = measured(tmp_path, reshape(3), reshape(3))
+    assert "latency_p50" not in {metric.name for metric in metrics}
+    assert notes[-1].startswith("Only sizes were measured: on made-up inputs, 'original.onnx' does not run: ")
+
+
+def test_can_be_cancelled(tmp_path):
+    with pytest.raises(Cancelled):
+        measured(tmp_path, cnn(), cnn(), is_cancelled=lambda: True)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original.onnx", "model.onnx"}
