@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from compression.benchmarking.latency import Timings, latency_metrics, time_calls
-from compression.runtime import Model
 from compression.errors import Cancelled
+from compression.runtime import Model
 from compression.spec import BenchmarkSpec
 from tests.compression.models import cnn, save
 

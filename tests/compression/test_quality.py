@@ -9,10 +9,10 @@ from sklearn.metrics import accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from compression.benchmarking.quality import Comparison, compare
-from compression.runtime import Model
 from compression.context import Context
 from compression.data import Batch
 from compression.errors import Cancelled
+from compression.runtime import Model
 from tests.compression.models import make_model, save, value
 
 
