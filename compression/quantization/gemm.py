@@ -33,10 +33,6 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
             rewritten.append(copy)
     del graph.node[:]
     graph.node.extend(rewritten)
-    # What was inferred of a weight's shape no longer holds where the weight was transposed.
-    known = [value for value in graph.value_info if value.name not in stored]
-    del graph.value_info[:]
-    graph.value_info.extend(known)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, float | int]:

@@ -25,19 +25,20 @@ _NODE_IN_MESSAGE = re.compile(r"[Nn]ode(?: with name|:)?\s*\(?'?\"?([^\s'\")]+)"
 
 
 def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which each node of the main graph has a name of its own, and weights are no inputs.
+    """A copy in which each node of the main graph has a name of its own, and weights are weights alone.
 
-    Quantizers tell nodes apart by name, and a weight that a caller may replace cannot be quantized; before IR version 4
-    all weights had to be such inputs.
+    Quantizers tell nodes apart by name. A weight that a caller may replace cannot be quantized (before IR version 4 all
+    weights had to be such inputs), and one that is listed among the computed values would be taken for one.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     stored = {tensor.name for tensor in copy.graph.initializer}
-    inputs = [value for value in copy.graph.input if value.name not in stored]
-    if len(inputs) < len(copy.graph.input):
-        del copy.graph.input[:]
-        copy.graph.input.extend(inputs)
-        copy.ir_version = max(copy.ir_version, 4)
+    for values in (copy.graph.input, copy.graph.value_info):
+        kept = [value for value in values if value.name not in stored]
+        if len(kept) < len(values):
+            del values[:]
+            values.extend(kept)
+            copy.ir_version = max(copy.ir_version, 4)
     taken: set[str] = set()
     for node in copy.graph.node:
         name = base = walk.display_name(node)

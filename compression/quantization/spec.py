@@ -40,8 +40,8 @@ class QuantizeStatic(StepSpec):
     symmetric_activations: bool = False
     """Zero point of activations fixed at zero; costs range, saves work on some accelerators."""
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
-    """How a range is read off the calibration batches: the extremes, a percentile of the absolute values, or the
-    range that loses the least information (Migacz 2017)."""
+    """How a range is read off the calibration batches: the extremes, a percentile of the values (half of the rest on
+    either side), or the range that loses the least information (Migacz 2017)."""
     percentile: float = Field(default=99.99, ge=50, le=100)
     """Share of values inside the range, in percent. Used by calibration `percentile`."""
     calibration_samples: int = Field(default=256, ge=1, le=1_000_000)
