@@ -103,7 +103,7 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
     latency = latency_metrics(timings, inputs.batch_size, seed)
     add(latency, _slower(latency[0]))
     add(*memory)
-    add(quality, comparison.notes())
+    add(quality, [*_less_accurate(quality), *comparison.notes()])
     if evaluation is None:
         notes.append("Latency, memory and agreement of outputs were measured on made-up inputs.")
     if not any(metric.name == "accuracy" for metric in quality):
@@ -181,6 +181,14 @@ def _slower(median: Metric) -> list[str]:
     if median.interval is None or not is_slower(median.interval):
         return []
     return [f"The result is slower than the original on this machine: {median.verdict.removeprefix('slower, ')}."]
+
+
+def _less_accurate(quality: list[Metric]) -> list[str]:
+    return [
+        f"The result is less accurate than the original: {metric.verdict.removeprefix('worse, ')}."
+        for metric in quality
+        if metric.name == "accuracy" and metric.interval is not None and metric.interval[1] < 0
+    ]
 
 
 def _why_no_accuracy(evaluation: Dataset | None) -> str:

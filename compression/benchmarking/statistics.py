@@ -17,7 +17,7 @@ _MAX_RESAMPLED = 10_000
 _Z_95 = 1.959963984540054
 # Where its weights happen to lie in memory makes a model up to about 2 % faster or slower for as long as it stays
 # loaded: of pairs of the same file, timed for a second, most have an interval that is narrower than that and beside 1.
-_LUCK = 0.03
+LUCK_OF_LOADING = 0.03
 
 
 def ratio_of_medians(numerator: Samples, denominator: Samples, seed: int) -> tuple[float, Interval]:
@@ -94,7 +94,7 @@ def verdict(ratio: float, interval: Interval) -> str:
     >>> verdict(1.02, (1.01, 1.03))
     'no difference shown, 1.02x [1.01, 1.03]'
     """
-    side = _side(interval, 1 - _LUCK, 1 + _LUCK, ("slower", "faster"))
+    side = _side(interval, 1 - LUCK_OF_LOADING, 1 + LUCK_OF_LOADING, ("slower", "faster"))
     return f"{side}, {ratio:.2f}x [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
@@ -110,7 +110,7 @@ def accuracy_verdict(difference: float, interval: Interval) -> str:
 
 def is_slower(interval: Interval) -> bool:
     """Whether the interval of a speed-up shows that the result is slower; `verdict` agrees."""
-    return interval[1] < 1 - _LUCK
+    return interval[1] < 1 - LUCK_OF_LOADING
 
 
 def _side(interval: Interval, low: float, high: float, words: tuple[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from compression.benchmarking.statistics import LUCK_OF_LOADING
 from compression.report.markup import Markup, element, join
 from compression.report.quantities import quantity
 from compression.result import Metric
@@ -73,13 +74,15 @@ def tone(metric: Metric) -> str:
     Without an interval only what is counted tells anything; one measured number may be chance.
     """
     low = high = metric.ratio if metric.name in _EXACT else None
-    neutral = 1.0
+    neutral, margin = 1.0, 0.0
     if metric.interval is not None and metric.original is not None:
         low, high = metric.interval
-        neutral = 0.0 if _of_difference(metric) else 1.0
-    if low is None or high is None or low <= neutral <= high:
+        neutral, margin = (0.0, 0.0) if _of_difference(metric) else (1.0, LUCK_OF_LOADING)
+    if low is None or high is None:
         return "same"
-    return "better" if low > neutral else "worse"
+    if low > neutral + margin:
+        return "better"
+    return "worse" if high < neutral - margin else "same"
 
 
 def _of_difference(metric: Metric) -> bool:

@@ -71,11 +71,15 @@ def text(value: object) -> str:
 
     >>> text(0.123456), text([3, 3]), text(True), text(None), text({"a": 1.5})
     ('0.1235', '3, 3', 'yes', '', 'a 1.5')
+    >>> text([])
+    'none'
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, list | tuple | Mapping) and not value:
+        return "none"
     if isinstance(value, list | tuple):
         shown = ", ".join(text(one) for one in value[:_MAX_LIST])
         return f"{shown} and {len(value) - _MAX_LIST:,} more" if len(value) > _MAX_LIST else shown

@@ -39,6 +39,7 @@ def page(result: PipelineResult, spec: PipelineSpec) -> str:
         _notes(result.notes),
         _cards(result.metrics),
         element("h2", "Before and after"),
+        element("p", "Factors above 1x are improvements.", class_="soft"),
         _metrics(result.metrics),
         element("h2", "Steps"),
         *(_step(step, asked) for step, asked in zip(result.steps, spec.steps, strict=True)),

@@ -102,6 +102,23 @@ def test_a_result_that_is_slower_and_larger_is_called_so(tmp_path):
     assert any(note.startswith("The file grew by ") for note in notes)
 
 
+def test_a_loss_of_accuracy_is_said(tmp_path):
+    """The original says class 0 of everything, and is right; the result says class 1."""
+    np.savez(tmp_path / "evaluation.npz", x=np.zeros((20, 2), np.float32), labels=np.zeros(20, np.int64))
+
+    def constant(*scores):
+        return make_model(
+            [helper.make_node("Add", ["x", "scores"], ["y"], "add")],
+            [value("x", ["batch", 2])],
+            [value("y", ["batch", 2])],
+            {"scores": np.array([scores], np.float32)},
+        )
+
+    data = open_dataset(DataSource(tmp_path / "evaluation.npz"))
+    notes = measured(tmp_path, constant(1, 0), constant(0, 1), data).notes
+    assert "The result is less accurate than the original: -100.00 points [-100.00, -100.00]." in notes
+
+
 def test_half_precision_inputs_are_fed_as_such(tmp_path):
     half = mlp(dtype=np.float16)
     metrics = {metric.name: metric for metric in measured(tmp_path, mlp(), half).metrics}

@@ -205,6 +205,8 @@ def test_changes_without_a_verdict():
         ({"original": 2.0, "result": 1.0, "ratio": 2.0, "interval": (1.8, 2.2)}, "better"),
         ({"original": 1.0, "result": 1.4, "ratio": 0.7, "interval": (0.6, 0.8)}, "worse"),
         ({"original": 1.0, "result": 1.1, "ratio": 0.91, "interval": (0.8, 1.02)}, "same"),
+        # Less than 3 % is luck of loading, as the verdict in words says too.
+        ({"original": 1.0, "result": 1.02, "ratio": 0.98, "interval": (0.975, 0.985)}, "same"),
         ({"name": "file_bytes", "original": 1.0, "result": 2.0, "ratio": 0.5}, "worse"),
         ({"name": "gzip_bytes", "original": 2.0, "result": 1.0, "ratio": 2.0}, "better"),
         # A single measured number may be chance.
