@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +23,18 @@ from catalog.errors import DigestMismatch, NotFound, StoreFull
 from catalog.settings import Settings
 
 CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class PartKey:
+    """Names a stored part. Its hash is in it, so that two senders of one number cannot mix up each other's bytes."""
+
+    upload_id: str
+    number: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"uploads/{self.upload_id}/{self.number:06d}-{self.sha256}"
 
 
 class Blobs:
@@ -165,9 +178,9 @@ class Blobs:
         """Remove the blob; nothing happens when it is not there."""
         self._delete_key(_key(sha256))
 
-    def put_part(self, upload_id: str, number: int, path: Path) -> None:
+    def put_part(self, part: PartKey, path: Path) -> None:
         """Keep a part of an upload until it is assembled; `path` is gone afterwards."""
-        key = _part_key(upload_id, number)
+        key = str(part)
         if self._folder is None:
             with path.open("rb") as file:
                 obstore.put(self._store, key, file)
@@ -183,7 +196,7 @@ class Blobs:
         except OSError as error:
             raise store_error(error) from error
 
-    def assemble(self, upload_id: str, numbers: Sequence[int], *, expected_sha256: str | None) -> tuple[str, int]:
+    def assemble(self, parts: Sequence[PartKey], *, expected_sha256: str | None) -> tuple[str, int]:
         """Join parts in this order to one blob and return its hash and size; the parts stay until `drop_parts`.
 
         Raises:
@@ -193,11 +206,11 @@ class Blobs:
         """
 
         def chunks() -> Iterator[bytes]:
-            for number in numbers:
+            for part in parts:
                 try:
-                    yield from (bytes(chunk) for chunk in obstore.get(self._store, _part_key(upload_id, number)))
+                    yield from (bytes(chunk) for chunk in obstore.get(self._store, str(part)))
                 except (NotFoundError, FileNotFoundError) as error:
-                    raise NotFound(f"Part {number} of upload {upload_id} is gone; send it again.") from error
+                    raise NotFound(f"Part {part.number} of upload {part.upload_id} is gone; send it again.") from error
 
         return self.take_in(chunks(), expected_sha256=expected_sha256)
 
@@ -230,10 +243,6 @@ class Blobs:
 def _key(sha256: str) -> str:
     # Two levels of folders, so that no folder of a local store grows beyond what tools can list.
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
-
-
-def _part_key(upload_id: str, number: int) -> str:
-    return f"uploads/{upload_id}/{number:06d}"
 
 
 def _missing(sha256: str) -> NotFound:

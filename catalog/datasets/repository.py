@@ -37,7 +37,7 @@ class Datasets:
         """The dataset; `lock` keeps others from deleting it until the transaction ends."""
         row = self._session.get(DatasetRow, dataset_id, with_for_update=lock or None)
         if row is None:
-            raise NotFound(f"There is no dataset {dataset_id}.")
+            raise NotFound(f"There is no dataset {dataset_id}.", code="dataset_not_found")
         return row
 
     def get_usable(self, dataset_id: str) -> DatasetRow:

@@ -90,7 +90,7 @@ class Jobs:
         """The job; `lock` keeps others from changing it until the transaction ends."""
         row = self._session.get(JobRow, job_id, with_for_update=lock or None)
         if row is None:
-            raise NotFound(f"There is no job {job_id}.")
+            raise NotFound(f"There is no job {job_id}.", code="job_not_found")
         return row
 
     def page(
@@ -135,6 +135,15 @@ class Jobs:
             select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
         ).all()
 
+    def position(self, job_id: str) -> tuple[str, int]:
+        """State of a compression job and number of its newest event: what readers of events ask all the time."""
+        found = self._session.execute(
+            select(JobRow.state, JobRow.last_event).where(JobRow.id == job_id, JobRow.kind == JobKind.COMPRESS)
+        ).one_or_none()
+        if found is None:
+            raise NotFound(f"There is no job {job_id}.", code="job_not_found")
+        return found.state, found.last_event
+
     def artifacts(self, job_id: str) -> Sequence[ArtifactRow]:
         return self._session.scalars(
             select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)
@@ -153,7 +162,7 @@ class Jobs:
     def artifact(self, job_id: str, name: str) -> ArtifactRow:
         row = self._session.get(ArtifactRow, (job_id, name))
         if row is None:
-            raise NotFound(f"Job {job_id} has no artifact of this name.")
+            raise NotFound(f"Job {job_id} has no artifact of this name.", code="artifact_not_found")
         return row
 
     def request_cancel(self, job_id: str) -> JobRow:
@@ -171,7 +180,10 @@ class Jobs:
         """Queue a job again that failed, was cancelled or expired, with a fresh number of attempts."""
         row = self.get(job_id, lock=True)
         if JobState.QUEUED not in TRANSITIONS[JobState(row.state)] or row.state == JobState.RUNNING:
-            raise Conflict(f"Job {job_id} is {row.state}; only failed, cancelled and expired jobs can be retried.")
+            raise Conflict(
+                f"Job {job_id} is {row.state}; only failed, cancelled and expired jobs can be retried.",
+                code="job_not_retryable",
+            )
         self._move(
             row,
             JobState.QUEUED,
@@ -193,7 +205,7 @@ class Jobs:
         """Forget a terminal job, its events and its artifacts."""
         row = self.get(job_id, lock=True)
         if not JobState(row.state).terminal:
-            raise Conflict(f"Job {job_id} is {row.state}; cancel it before deleting it.")
+            raise Conflict(f"Job {job_id} is {row.state}; cancel it before deleting it.", code="job_not_finished")
         self._session.execute(delete(JobRow).where(JobRow.id == job_id))
 
     def active_using(self, *, model_id: str | None = None, dataset_id: str | None = None) -> Sequence[str]:

@@ -39,7 +39,7 @@ class Models:
         """The model; `lock` keeps others from deleting it until the transaction ends."""
         row = self._session.get(ModelRow, model_id, with_for_update=lock or None)
         if row is None:
-            raise NotFound(f"There is no model {model_id}.")
+            raise NotFound(f"There is no model {model_id}.", code="model_not_found")
         return row
 
     def get_usable(self, model_id: str) -> ModelRow:

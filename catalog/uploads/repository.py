@@ -36,7 +36,7 @@ class Uploads:
         """The upload; `lock` keeps others from changing it until the transaction ends."""
         row = self._session.get(UploadRow, upload_id, with_for_update=lock or None)
         if row is None:
-            raise NotFound(f"There is no upload {upload_id}.")
+            raise NotFound(f"There is no upload {upload_id}.", code="upload_not_found")
         return row
 
     def get_open(self, upload_id: str) -> UploadRow:

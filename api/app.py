@@ -1,0 +1,98 @@
+"""The HTTP service. Start it with `uvicorn api.app:create_app --factory`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from api import errors, health, metrics, openapi
+from api.capabilities.endpoints import router as capabilities_router
+from api.datasets.endpoints import router as datasets_router
+from api.dependencies import Services
+from api.jobs.endpoints import router as jobs_router
+from api.metrics import Metrics
+from api.middleware import RequestMiddleware
+from api.models.endpoints import router as models_router
+from api.shutdown import notice_signals
+from api.uploads.endpoints import router as uploads_router
+from catalog.blobs import Blobs
+from catalog.db import Database
+from catalog.settings import Settings
+
+_WRITER_THREADS = 8
+_DESCRIPTION = """
+Levity takes weight off neural networks. Upload a model and data, post a job that says what to do, and fetch smaller,
+faster files with measured numbers.
+
+Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Every response carries
+`X-Request-ID`. Times are UTC. Lists come in pages, newest first.
+"""
+_TAGS = [
+    {"name": "uploads", "description": "Bytes on their way in."},
+    {"name": "models", "description": "Neural networks, inspected."},
+    {"name": "datasets", "description": "Samples for calibration and evaluation, inspected."},
+    {"name": "jobs", "description": "Runs of a pipeline on a model, their events and what came out."},
+    {"name": "capabilities", "description": "What can be asked for, and what this deployment can do."},
+    {"name": "health", "description": "Probes and metrics."},
+]
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; `settings` come from the environment unless given."""
+    chosen = Settings() if settings is None else settings
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        logging.basicConfig(level=chosen.log_level, format="%(levelname)s %(name)s: %(message)s")
+        # It tells of every plugin it sets up.
+        logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+        services = await run_sync(_open, chosen)
+        app.state.services = services
+        with notice_signals(services.stopping):
+            yield
+        await run_sync(services.database.dispose)
+
+    app: FastAPI = FastAPIOffline(
+        title="Levity",
+        version=version("levity"),
+        summary="Compression of neural networks as a service",
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        openapi_tags=_TAGS,
+        redoc_url=None,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    for router in (uploads_router, models_router, datasets_router, jobs_router, capabilities_router):
+        app.include_router(router)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.add_middleware(RequestMiddleware, allowed_hosts=chosen.allowed_hosts)
+    errors.install(app)
+    app.openapi = openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
+    return app
+
+
+def _open(settings: Settings) -> Services:
+    # Celery takes a third of a second to import: not before it is needed.
+    from catalog.broker import Wakeups, build_celery  # noqa: PLC0415
+
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    return Services(
+        settings=settings,
+        database=database,
+        blobs=Blobs.from_settings(settings),
+        wakeups=Wakeups(build_celery(settings)),
+        metrics=Metrics(database, worker_silence_seconds=settings.lease_seconds),
+        writer_threads=CapacityLimiter(_WRITER_THREADS),
+        stopping=asyncio.Event(),
+    )

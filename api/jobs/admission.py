@@ -1,0 +1,51 @@
+"""Whether a job's data can serve its pipeline and its model, as far as that is known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from api.errors import FieldProblem, RequestError
+from catalog.datasets.tables import DatasetRow
+from catalog.models.tables import ModelRow
+from compression.signature import DatasetSummary, ModelSummary, label_problems, mismatches
+from compression.spec import PipelineSpec
+
+
+def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, DatasetRow]) -> None:
+    """Refuse data that cannot work. What is still being inspected is checked by the worker.
+
+    Args:
+        spec: What is to be done.
+        model: On which model.
+        datasets: With which data, by role.
+
+    Raises:
+        RequestError: `calibration_data_missing`, `dataset_mismatch` or `labels_out_of_range`.
+    """
+    if spec.needs_calibration and "calibration" not in datasets:
+        raise RequestError(
+            "calibration_data_missing",
+            "Static quantization reads activation ranges from data: name a dataset in data.calibration.",
+            errors=[FieldProblem(pointer="/data/calibration", message="is needed by this pipeline", code="missing")],
+        )
+    if model.summary is None:
+        return
+    signature = ModelSummary.model_validate(model.summary)
+    for role, dataset in datasets.items():
+        if dataset.summary is None:
+            continue
+        data = DatasetSummary.model_validate(dataset.summary)
+        problems = mismatches(signature, data)
+        if problems:
+            raise _refusal("dataset_mismatch", role, dataset, "; ".join(problems))
+        problems = label_problems(signature, data)
+        if problems:
+            raise _refusal("labels_out_of_range", role, dataset, "; ".join(problems))
+
+
+def _refusal(code: str, role: str, dataset: DatasetRow, problem: str) -> RequestError:
+    return RequestError(
+        code,
+        f"Dataset {dataset.id} does not fit the model: {problem}.",
+        errors=[FieldProblem(pointer=f"/data/{role}", message=problem, code=code)],
+    )

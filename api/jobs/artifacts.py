@@ -1,0 +1,100 @@
+"""Artifacts on their way out: whole or a range of them (RFC 9110, sections 13 and 14), read ahead of what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from http import HTTPStatus
+from urllib.parse import quote
+
+from anyio.to_thread import run_sync
+from starlette.datastructures import Headers
+from starlette.responses import Response, StreamingResponse
+
+from api.errors import RequestError
+from api.uploads import digest
+from catalog.blobs import Blobs
+from catalog.jobs.tables import ArtifactRow
+
+# One range only: a server may ignore others, and lists of many ranges have been used to exhaust servers.
+_RANGE = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def respond(artifact: ArtifactRow, blobs: Blobs, request: Headers, *, body: bool) -> Response:
+    """The answer to a GET of `artifact`, or to a HEAD without `body`.
+
+    Raises:
+        RequestError: `range_not_satisfiable`.
+    """
+    etag = f'"{artifact.sha256}"'
+    headers = {
+        "etag": etag,
+        "cache-control": "private, max-age=31536000, immutable",
+        "accept-ranges": "bytes",
+        "repr-digest": digest.field(artifact.sha256),
+    }
+    if _matches(request.get("if-none-match"), etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    headers |= {
+        "content-type": artifact.media_type,
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(artifact.name, safe='')}",
+        # What is in a model's names ends up in its report: a browser must not run it as a page of this service.
+        "content-security-policy": "sandbox",
+        "x-content-type-options": "nosniff",
+    }
+    part = _range(request, etag, artifact.size)
+    if part is None:
+        status, (start, end) = HTTPStatus.OK, (0, artifact.size)
+        headers["content-digest"] = headers["repr-digest"]
+    else:
+        status, (start, end) = HTTPStatus.PARTIAL_CONTENT, part
+        headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
+    headers["content-length"] = str(end - start)
+    if not body:
+        return Response(status_code=status, headers=headers)
+    chunks = _read_ahead(blobs.read(artifact.sha256, start, end))
+    return StreamingResponse(chunks, status_code=status, headers=headers)
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    if if_none_match is None:
+        return False
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag in tags or tags == ["*"]
+
+
+def _range(request: Headers, etag: str, size: int) -> tuple[int, int] | None:
+    """Start and end (after the last byte) of the range to send; None for the whole."""
+    asked = _RANGE.fullmatch(request.get("range", ""))
+    if asked is None or asked.groups() == ("", ""):
+        return None
+    if request.get("if-range", etag) != etag:
+        return None
+    # More digits than any file has bytes: Python would refuse to convert thousands of them.
+    first, last = (int(digits[:19]) if digits else None for digits in asked.groups())
+    if first is None:
+        start, end = max(0, size - (last or 0)), size
+    else:
+        start, end = first, size if last is None else min(last + 1, size)
+        if last is not None and last < first:
+            return None
+    if start >= end:
+        raise RequestError(
+            "range_not_satisfiable",
+            f"The artifact has {size} bytes.",
+            headers={"content-range": f"bytes */{size}"},
+        )
+    return start, end
+
+
+async def _read_ahead(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, each read in a thread while the one before it is sent."""
+    following = asyncio.create_task(run_sync(partial(next, chunks, b"")))
+    try:
+        while chunk := await following:
+            following = asyncio.create_task(run_sync(partial(next, chunks, b"")))
+            yield chunk
+    finally:
+        following.cancel()

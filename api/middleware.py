@@ -1,0 +1,114 @@
+"""What happens to every request: an identifier, the check of its Host, counting, and an answer whatever goes wrong."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import REQUEST_ID, RequestError, problem_response
+from api.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_JSON_BYTES = 2**20
+
+_TOO_LARGE = f"A JSON body may have {MAX_JSON_BYTES} bytes."
+# These endpoints count for themselves, against `LEVITY_MAX_UPLOAD_BYTES`.
+_RAW_BODY = re.compile(r"^/v1/uploads/[^/]+/(content|parts/[^/]+)$")
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# Orchestrators probe by address, and the answers tell nothing that a web page could use.
+_PROBES = ("/livez", "/readyz")
+# What nginx logs when the client went away before the answer.
+_CLIENT_WENT_AWAY = 499
+
+
+class RequestMiddleware:
+    """Pure ASGI, so that bodies stream through without a task between them and the endpoint.
+
+    Args:
+        app: The next application.
+        allowed_hosts: Names in the Host header that are answered; `*` among them answers all.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = None if "*" in allowed_hosts else frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope[REQUEST_ID] = request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        status = 0
+
+        async def send_identified(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        start = time.perf_counter()
+        try:
+            if self._hosts is None or scope["path"] in _PROBES or _host(headers) in self._hosts:
+                await self._app(scope, receive, send_identified)
+            else:
+                error = RequestError("host_not_allowed", "This service does not answer for this Host.")
+                await problem_response(scope, error)(scope, receive, send_identified)
+        except ClientDisconnect:
+            status = status or _CLIENT_WENT_AWAY
+        except Exception:
+            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], request_id)
+            if status:
+                # Too late for another answer: breaking the connection is all that can tell the client.
+                raise
+            error = RequestError("internal_error", "Something went wrong here; the server's log says what.")
+            await problem_response(scope, error)(scope, receive, send_identified)
+        finally:
+            _count(scope, status, time.perf_counter() - start)
+
+
+def _host(headers: Headers) -> str:
+    """Name in the Host header without its port; IPv6 addresses keep their brackets."""
+    host = headers.get("host", "").lower()
+    return host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    services = getattr(scope["app"].state, "services", None) if "app" in scope else None
+    if services is None:
+        return
+    metrics: Metrics = services.metrics
+    # Paths that match nothing are one series: their number is the callers' choice.
+    route = getattr(scope.get("route"), "path", "unmatched")
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    metrics.requests.labels(method, route, str(status)).inc()
+    metrics.latency.labels(method, route).observe(seconds)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+
+
+def _limited(receive: Receive) -> Receive:
+    """Count what arrives. FastAPI's own limit would answer in plain text, before a request id is given."""
+    received = 0
+
+    async def receive_some() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_JSON_BYTES:
+            raise HTTPException(413, _TOO_LARGE)
+        return message
+
+    return receive_some
