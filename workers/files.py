@@ -76,11 +76,14 @@ def open_regular(folder: int, name: str) -> Iterator[BinaryIO]:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
         raise UnsafeFile(f"File {name} is missing or a link.") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise UnsafeFile(f"File {name} is not a regular file of its own.")
-        yield file
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:

@@ -22,7 +22,7 @@ from compression.data_spec import ImagePreprocessing
 from compression.quantization.isa import cpu_facts
 from compression.spec import PipelineSpec
 from workers.failures import JobFailed
-from workers.files import check_plain_name
+from workers.files import check_plain_name, remove_tree
 from workers.protocol import CACHE_FOLDER, DatasetInput, Request
 
 _MODEL_FOLDER = "in/model"
@@ -116,9 +116,11 @@ def lay_out_finished_steps(
         row = FinishedSteps(session).longest_prefix(inputs.keys)
     if row is None:
         return 0
+    step = folder / CACHE_FOLDER / row.key
     try:
-        fetch_all(row.files, blobs, folder / CACHE_FOLDER / row.key, between)
+        fetch_all(row.files, blobs, step, between)
     except (NotFound, FileNotFoundError):
+        remove_tree(step)
         return 0
     return list(inputs.keys).index(row.key) + 1
 

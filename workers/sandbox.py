@@ -117,7 +117,8 @@ class Sandbox:
             "TMPDIR": "/tmp" if self.level == "bubblewrap" else str(workdir),  # noqa: S108 - private to the child
         }
         if self.level == "bubblewrap":
-            arguments = [*self._bubblewrap, "--bind", str(workdir), str(_INSIDE), "--chdir", str(_INSIDE), *arguments]
+            here = ["--bind", str(workdir), str(_INSIDE), "--remount-ro", "/", "--chdir", str(_INSIDE)]
+            arguments = [*self._bubblewrap, *here, *arguments]
         return Command(arguments, environment, workdir)
 
     def why_not(self) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 from types import FrameType
 
 from catalog.blobs import Blobs
@@ -91,16 +90,9 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         queue=queue,
         worker_id=worker_id,
         slots=concurrency,
+        capabilities=capabilities.describe(sandbox, threads=threads),
     )
     receiver = Receiver(app, queue, concurrency, jobs.run_until_empty)
-    with database.write() as session:
-        Workers(session).register(
-            worker_id,
-            host=socket.gethostname(),
-            queue=queue,
-            concurrency=concurrency,
-            capabilities=capabilities.describe(sandbox, threads=threads),
-        )
     _stop_on_signals(drain, settings.drain_seconds)
     logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
     sweeper.start()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from catalog.broker import Wakeups, remove_taken_messages
-from catalog.db import Database
+from catalog.db import Database, Json
 from catalog.jobs.leases import Leases
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
@@ -39,6 +40,7 @@ class Sweeper:
         queue: Queue,
         worker_id: str,
         slots: int,
+        capabilities: Json,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -47,6 +49,8 @@ class Sweeper:
         self._jobs = jobs
         self._queue = queue
         self._worker_id = worker_id
+        self._slots = slots
+        self._capabilities = capabilities
         self._alarm = alarm
         # Jobs that no message announced are run from here rather than announced again: the broker may be away.
         self._helpers = ThreadPoolExecutor(slots, "helper")
@@ -66,7 +70,8 @@ class Sweeper:
         with self._database.write() as session:
             woken = Leases(session).sweep()
             workers = Workers(session)
-            workers.seen(self._worker_id)
+            if not workers.seen(self._worker_id):
+                self._register(workers)
             workers.forget_silent(seconds=_FORGET_AFTER_SWEEPS * self._settings.sweep_seconds)
         for queue in woken:
             self._wakeups.wake(queue)
@@ -76,6 +81,16 @@ class Sweeper:
             self._helpers.submit(self._jobs.run_until_empty)
         remove_taken_messages(self._settings, older_than=time.time() - _KEEP_MESSAGES_SECONDS)
         self._workspace.remove_abandoned()
+
+    def _register(self, workers: Workers) -> None:
+        """Also after a pause, in which others took this worker for lost."""
+        workers.register(
+            self._worker_id,
+            host=socket.gethostname(),
+            queue=self._queue,
+            concurrency=self._slots,
+            capabilities=self._capabilities,
+        )
 
     def _run(self) -> None:
         # Workers that started together should not sweep together.
