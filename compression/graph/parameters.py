@@ -40,6 +40,7 @@ _WEIGHTS: dict[str, tuple[_Layout, ...]] = {
     "MatMulIntegerToFloat": (_Layout(1, 5, -1),),
     "QGemm": (_Layout(3, 5), _Layout(6, -1)),
     "MatMulNBits": (_Layout(1, 3),),
+    "DynamicQuantizeLSTM": (_Layout(1, -1), _Layout(2, -1)),
 }
 QUANTIZED_OPERATORS = frozenset(_WEIGHTS) | {"QuantizeLinear", "DynamicQuantizeLinear", "GatherBlockQuantized"}
 

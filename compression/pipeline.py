@@ -1,0 +1,324 @@
+"""One run: load, check, apply the steps, verify, measure, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import onnx
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from compression import publishing
+from compression.benchmarking.measure import measure
+from compression.cache import step_keys
+from compression.clustering.step import cluster
+from compression.context import Context, StepCache
+from compression.data import Batch, DataSource, open_dataset, synthetic_batches
+from compression.data.feed import ModelFeed
+from compression.errors import CompressionError, DataRejected
+from compression.graph.inspect import summarize
+from compression.graph.load import LoadedModel, load
+from compression.pruning.step import prune
+from compression.quantization.isa import cpu_facts
+from compression.quantization.step import quantize
+from compression.report.write import write_manifest, write_report
+from compression.result import PipelineResult, StepResult
+from compression.signature import ModelSummary
+from compression.spec import (
+    Cluster,
+    PipelineSpec,
+    Prune,
+    QuantizeDynamic,
+    QuantizeFloat16,
+    QuantizeStatic,
+    QuantizeWeightOnly,
+    Step,
+)
+from compression.verification import Verifier, reference_outputs
+
+ROLES = ("calibration", "evaluation")
+_PHASES = {"prune": "pruning", "cluster": "clustering", "quantize": "quantizing"}
+_VERIFIED_SAMPLES = 8
+# Where the phases end, as shares of the whole run.
+_LOADED, _STEPPED, _VERIFIED, _MEASURED = 0.05, 0.6, 0.65, 0.95
+
+
+def run(
+    model: Path,
+    spec: PipelineSpec,
+    context: Context,
+    data: Mapping[str, DataSource] | None = None,
+    *,
+    model_sha256: str | None = None,
+    data_sha256: Mapping[str, str] | None = None,
+) -> PipelineResult:
+    """Apply `spec` to a model; the files are in `context.workdir / "out"` afterwards.
+
+    Args:
+        model: An ONNX file; external data lies beside it.
+        spec: The steps and how to measure.
+        context: Folder, device, hooks.
+        data: Datasets by role: `calibration`, `evaluation`. Both are optional, save that static quantization needs
+            the first.
+        model_sha256: Hash of the upload, where the caller knows it already.
+        data_sha256: Hashes of the datasets by role, likewise.
+
+    Raises:
+        ModelRejected, DataRejected, StepFailed: with a code and a sentence.
+        CompressionError: `out_of_memory` or `disk_full`, which another machine may not see.
+        Cancelled: when `context.is_cancelled` says so.
+    """
+    started = time.perf_counter()
+    sources = dict(data or {})
+    _check_roles(spec, sources)
+    try:
+        # The verifying process starts first: what it imports is imported while the steps work.
+        with Verifier(context.workdir, threads=context.threads) as verifier:
+            context.progress("loading", 0.0)
+            loaded = load(model)
+            original = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
+            feeds = {role: _feed(source, original, role) for role, source in sources.items()}
+            context.check_cancelled()
+            hashes = _Hashes(
+                model_sha256 or publishing.sha256_of(model, *(model.parent / name for name in loaded.external_files)),
+                data_sha256 or {role: publishing.sha256_of(source.path) for role, source in sources.items()},
+            )
+            keys = step_keys(hashes.model, hashes.data, spec, cpu_facts())
+            subject = _Subject(_in_one_file(model, loaded, context), original, spec, context, feeds)
+            result_model, steps = _apply_all(loaded.model, subject, keys)
+            written = _write_and_verify(result_model, subject, verifier)
+        result = _measure(subject, result_model, written, steps, started)
+        return _report(subject, result, hashes, keys)
+    except MemoryError:
+        raise CompressionError("out_of_memory", "The run needs more memory than it may use.", retryable=True) from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CompressionError("disk_full", "No space is left to write results.", retryable=True) from error
+        raise
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    """SHA-256 of what came in."""
+
+    model: str
+    data: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a run is about; `path` is the original, complete in one file."""
+
+    path: Path
+    summary: ModelSummary
+    spec: PipelineSpec
+    context: Context
+    feeds: Mapping[str, ModelFeed]
+
+
+def _check_roles(spec: PipelineSpec, data: Mapping[str, DataSource]) -> None:
+    unknown = sorted(set(data) - set(ROLES))
+    if unknown:
+        raise DataRejected("unknown_role", f"Datasets serve as {' or '.join(ROLES)}, not as '{unknown[0]}'.")
+    if spec.needs_calibration and "calibration" not in data:
+        raise DataRejected(
+            "calibration_data_missing",
+            "Static quantization reads activation ranges from data: give a calibration dataset, or use mode 'dynamic'.",
+        )
+
+
+def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:
+    # Accuracy is that of all samples; calibration loses nothing by a rest that fills no batch.
+    return ModelFeed(open_dataset(source), model, role, whole_batches=role != "evaluation")
+
+
+def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
+    """The original as it was uploaded, or joined with its external data, which sizes and runtimes take as one."""
+    if not loaded.external_files:
+        return model
+    path = context.workdir / "original.onnx"
+    publishing.write_model(path, loaded.model)
+    return path
+
+
+def _within(context: Context, start: float, end: float) -> Context:
+    """The same context for a part of the run, whose progress from 0 to 1 is a share of the whole."""
+
+    def progress(phase: str, fraction: float, message: str = "") -> None:
+        context.progress(phase, start + (end - start) * min(max(fraction, 0.0), 1.0), message)
+
+    return dataclasses.replace(context, progress=progress)
+
+
+class _Done(BaseModel):
+    """A finished step as it is kept in the cache."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    seconds: float
+    details: dict[str, object]
+
+
+def _apply_all(
+    model: onnx.ModelProto, subject: _Subject, keys: Sequence[str]
+) -> tuple[onnx.ModelProto, tuple[StepResult, ...]]:
+    """All steps in order, from the last one on that an earlier run has finished."""
+    spec, context = subject.spec, _within(subject.context, _LOADED, _STEPPED)
+    done: list[_Done] = []
+    cache = context.step_cache
+    if cache is not None:
+        model, done = _resume(model, cache, keys)
+    cached = len(done)
+    for index, step in enumerate(spec.steps[cached:], start=cached):
+        context.check_cancelled()
+        part = _within(context, index / len(spec.steps), (index + 1) / len(spec.steps))
+        part.progress(_PHASES[step.type], 0.0)
+        begun = time.perf_counter()
+        model, details = _apply(step, model, part, subject.feeds.get("calibration"), spec.seed)
+        done.append(_Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
+        if cache is not None:
+            _keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)
+    results = tuple(
+        StepResult(index=index, type=one.type, seconds=one.seconds, cached=index < cached, details=one.details)
+        for index, one in enumerate(done)
+    )
+    return model, results
+
+
+def _apply(
+    step: Step, model: onnx.ModelProto, context: Context, calibration: ModelFeed | None, seed: int
+) -> tuple[onnx.ModelProto, dict[str, object]]:
+    match step:
+        case Prune():
+            return prune(model, step, context)
+        case Cluster():
+            return cluster(model, step, context, seed)
+        case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
+            return quantize(model, step, context, calibration, seed)
+        case _:
+            assert_never(step)
+
+
+def _resume(model: onnx.ModelProto, cache: StepCache, keys: Sequence[str]) -> tuple[onnx.ModelProto, list[_Done]]:
+    """What the longest finished prefix of the steps left; the model as it is where nothing is finished."""
+    for count in range(len(keys), 0, -1):
+        folder = cache.get(keys[count - 1])
+        if folder is None:
+            continue
+        try:
+            details = json.loads((folder / "details.json").read_bytes())
+            done = [_Done.model_validate(one) for one in details]
+            kept = onnx.ModelProto.FromString((folder / publishing.MODEL).read_bytes())
+        except (OSError, ValueError, TypeError, DecodeError, ValidationError):
+            continue  # a damaged entry costs the time of computing the step again, and no more
+        if len(done) == count:
+            return kept, done
+    return model, []
+
+
+def _keep(cache: StepCache, key: str, folder: Path, model: onnx.ModelProto, done: Sequence[_Done]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    publishing.write_model(folder / publishing.MODEL, model)
+    (folder / "details.json").write_text(json.dumps([one.model_dump(mode="json") for one in done]))
+    cache.put(key, folder)
+
+
+def _write_and_verify(model: onnx.ModelProto, subject: _Subject, verifier: Verifier) -> Path:
+    """The result as a file that a fresh process has loaded and run."""
+    context = subject.context
+    out = context.workdir / "out"
+    out.mkdir(exist_ok=True)
+    path = out / publishing.MODEL
+    publishing.write_model(path, model)
+    context.progress("verifying", _STEPPED)
+    context.check_cancelled()
+    batch = _some_samples(subject)
+    verifier.verify(path, batch.inputs, reference_outputs(path, batch.inputs, context.threads))
+    return path
+
+
+def _some_samples(subject: _Subject) -> Batch:
+    """A few samples to verify with: real ones where there are any."""
+    feed = subject.feeds.get("evaluation") or subject.feeds.get("calibration")
+    if feed is None:
+        return next(synthetic_batches(subject.summary, _VERIFIED_SAMPLES, subject.spec.seed))
+    return next(feed.batches(_VERIFIED_SAMPLES, _VERIFIED_SAMPLES))
+
+
+def _measure(
+    subject: _Subject, result_model: onnx.ModelProto, written: Path, steps: tuple[StepResult, ...], started: float
+) -> PipelineResult:
+    """What the result weighs and does beside the original, with the files that hold it."""
+    spec, context = subject.spec, subject.context
+    compressed = summarize(result_model, written.stat().st_size, 0)
+    within = _within(context, _VERIFIED, _MEASURED)
+    within.progress("benchmarking", 0.0)
+    context.check_cancelled()
+    evaluation = subject.feeds.get("evaluation")
+    measured = measure(
+        subject.path, written, spec.benchmark, within, subject.summary, compressed, evaluation, spec.seed
+    )
+    artifacts = [publishing.describe(written)]
+    notes = [*measured.notes, *_skipped(steps)]
+    weights = written.with_name(publishing.WEIGHTS)
+    if publishing.write_weights(weights, result_model):
+        artifacts.append(publishing.describe(weights))
+    else:
+        notes.append(f"The result holds no float weights, so there is no {publishing.WEIGHTS}.")
+    return PipelineResult(
+        model=subject.summary,
+        compressed=compressed,
+        data={role: feed.summary for role, feed in subject.feeds.items()},
+        steps=steps,
+        metrics=measured.metrics,
+        notes=tuple(notes),
+        artifacts=tuple(artifacts),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _report(subject: _Subject, result: PipelineResult, hashes: _Hashes, keys: Sequence[str]) -> PipelineResult:
+    """Write what people and machines read of the result; it comes back with these files among its artifacts."""
+    context, out = subject.context, subject.context.workdir / "out"
+    context.progress("reporting", _MEASURED)
+    context.check_cancelled()
+    (out / publishing.REPORT_JSON).write_text(result.model_dump_json(indent=2), encoding="utf-8")
+    write_report(out, result, subject.spec)
+    result = _with_files(result, publishing.REPORT_JSON, publishing.REPORT_HTML, out=out)
+    write_manifest(
+        out,
+        result,
+        subject.spec,
+        context,
+        model_sha256=hashes.model,
+        data_sha256=hashes.data,
+        step_keys=keys,
+    )
+    context.progress("reporting", 1.0)
+    return _with_files(result, publishing.MANIFEST, out=out)
+
+
+def _with_files(result: PipelineResult, *names: str, out: Path) -> PipelineResult:
+    added = (publishing.describe(out / name) for name in names)
+    return result.model_copy(update={"artifacts": (*result.artifacts, *added)})
+
+
+def _skipped(steps: Sequence[StepResult]) -> list[str]:
+    """A sentence for each step that left weights as they were."""
+    notes = []
+    for step in steps:
+        weights = step.details.get("weights")
+        reasons = [one for one in weights if "skipped" in one] if isinstance(weights, list) else []
+        if reasons:
+            first = f"'{reasons[0]['name']}', since {reasons[0]['skipped']}"
+            more = f" and {len(reasons) - 1} others" if len(reasons) > 1 else ""
+            notes.append(f"steps[{step.index}] ({step.type}) left {first}{more} as they were.")
+    return notes
