@@ -62,6 +62,5 @@ def _quantize(graph: onnx.ModelProto, nodes: list[str], *, per_channel: bool, re
             {"MatMulConstBOnly": True},
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     return result

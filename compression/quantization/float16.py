@@ -54,14 +54,11 @@ def quantize_float16(
 
 
 def _convert(graph: onnx.ModelProto, blocked: list[str], *, keep_io_types: bool) -> onnx.ModelProto:
-    from onnxruntime.quantization.onnx_model import ONNXModel  # noqa: PLC0415 - imported where it is needed
-    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
+    from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - imported where it is needed
 
     # The converter warns of each value that it clips; the report counts them.
     with warnings.catch_warnings(action="ignore"):
-        converted = convert_float_to_float16(graph, keep_io_types=keep_io_types, node_block_list=blocked)
-    # Casts are put at the end of the graph.
-    sorted_model = ONNXModel(converted)
-    sorted_model.topological_sort()
-    result: onnx.ModelProto = sorted_model.model
-    return result
+        converted: onnx.ModelProto = convert_float_to_float16(
+            graph, keep_io_types=keep_io_types, node_block_list=blocked
+        )
+    return converted

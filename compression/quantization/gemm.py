@@ -1,7 +1,8 @@
-"""Gemm with a stored weight as MatMul and Add, the form that integer and block-quantized products have."""
+"""Gemm in the forms that quantizers handle: with a plain bias, or as MatMul and Add."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
@@ -11,22 +12,59 @@ from onnx import helper, numpy_helper
 from compression.graph import walk
 
 
+def with_plain_biases(model: onnx.ModelProto) -> list[str]:
+    """Give every Gemm a stored bias of one axis that is taken as it is, in place.
+
+    ONNX Runtime's quantizer applies `beta` twice, and runtimes take a quantized bias for one number an output channel.
+
+    Returns:
+        Names of the Gemms whose bias cannot be brought into this form, since it is computed or differs by row.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    unfit = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or _bias(node) is None:
+            continue
+        bias = stored.get(node.input[2])
+        beta = _factor(node, "beta")
+        channels = _channels(node, stored)
+        if bias is None:
+            if beta != 1.0:
+                unfit.append(node.name)
+        elif channels is None or (len(bias.dims) == 2 and bias.dims[0] != 1):
+            unfit.append(node.name)
+        elif beta != 1.0 or list(bias.dims) != [channels]:
+            values = numpy_helper.to_array(bias)
+            plain = np.broadcast_to(values * values.dtype.type(beta), (1, channels))[0]
+            # A bias of its own: others may use the stored one.
+            node.input[2] = f"{node.output[0]}_bias"
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(plain), node.input[2]))
+            _clear(node, "beta")
+    return unfit
+
+
 def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Rewrite, in place, each named Gemm whose first input is not transposed and whose weight is its alone.
 
     `alpha * A @ B + beta * C` becomes `A @ (alpha * B) + beta * C` with a weight of the same name and a node of the
     same name; Gemms that do not fit this form are left as they are.
     """
+    with_plain_biases(model)
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    uses: dict[str, int] = {}
-    for node in walk.nodes(model):
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    uses = Counter(name for node in walk.nodes(model) for name in node.input)
     rewritten: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "Gemm" and node.name in names and _fits(node, stored, uses):
-            rewritten.extend(_rewrite(node, stored))
+        fits = (
+            node.op_type == "Gemm"
+            and node.name in names
+            and uses[node.input[1]] == 1
+            and node.input[1] in stored
+            and not _flag(node, "transA")
+            and (_bias(node) is None or _factor(node, "beta") == 1.0)
+        )
+        if fits:
+            rewritten.extend(_product_and_sum(node, stored[node.input[1]]))
         else:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
@@ -35,36 +73,41 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
     graph.node.extend(rewritten)
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, float | int]:
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | given
-
-
-def _fits(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto], uses: dict[str, int]) -> bool:
-    attributes = _attributes(node)
-    if attributes["transA"] or node.input[1] not in stored or uses[node.input[1]] > 1:
-        return False
-    has_bias = len(node.input) > 2 and bool(node.input[2])
-    return not has_bias or attributes["beta"] == 1.0 or (node.input[2] in stored and uses[node.input[2]] == 1)
-
-
-def _rewrite(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
-    attributes = _attributes(node)
-    weight = numpy_helper.to_array(stored[node.input[1]])
-    _store(
-        stored[node.input[1]], (weight.T if attributes["transB"] else weight) * weight.dtype.type(attributes["alpha"])
-    )
-    if len(node.input) < 3 or not node.input[2]:
+def _product_and_sum(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[onnx.NodeProto]:
+    values = numpy_helper.to_array(weight)
+    oriented = values.T if _flag(node, "transB") else values
+    scaled = np.ascontiguousarray(oriented * values.dtype.type(_factor(node, "alpha")))
+    weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
+    bias = _bias(node)
+    if bias is None:
         return [helper.make_node("MatMul", node.input[:2], node.output, node.name)]
-    if attributes["beta"] != 1.0:
-        bias = numpy_helper.to_array(stored[node.input[2]])
-        _store(stored[node.input[2]], bias * bias.dtype.type(attributes["beta"]))
     product = f"{node.output[0]}_without_bias"
     return [
         helper.make_node("MatMul", node.input[:2], [product], node.name),
-        helper.make_node("Add", [product, node.input[2]], node.output, f"{node.name}_bias"),
+        helper.make_node("Add", [product, bias], node.output, f"{node.name}_bias"),
     ]
 
 
-def _store(tensor: onnx.TensorProto, values: np.ndarray) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+def _bias(node: onnx.NodeProto) -> str | None:
+    return node.input[2] if len(node.input) > 2 and node.input[2] else None
+
+
+def _channels(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> int | None:
+    weight = stored.get(node.input[1])
+    if weight is None or len(weight.dims) != 2:
+        return None
+    return int(weight.dims[0 if _flag(node, "transB") else 1])
+
+
+def _factor(node: onnx.NodeProto, name: str) -> float:
+    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), 1.0)
+
+
+def _flag(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i != 0 for attribute in node.attribute)
+
+
+def _clear(node: onnx.NodeProto, name: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)

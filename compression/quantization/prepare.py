@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import math
 import re
@@ -17,7 +18,7 @@ from compression.context import Context
 from compression.errors import StepFailed
 from compression.graph import walk
 from compression.graph.parameters import QUANTIZED_OPERATORS
-from compression.graph.weights import Weight, find_weights, select
+from compression.graph.weights import Weight, find_weights, read, select
 
 # Rewrites that rename or merge nodes, after which patterns over the model's own names would no longer fit.
 _RENAMING_OPTIMIZERS = ["MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion", "GemmTransposeFusion"]
@@ -63,7 +64,7 @@ def choose(
         dtypes: Element types (NumPy names) that the mode can quantize.
 
     Raises:
-        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name` or `no_weights`.
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights` or `non_finite_weights`.
     """
     quantized = next((node for node in walk.nodes(model) if node.op_type in QUANTIZED_OPERATORS), None)
     if quantized is not None:
@@ -80,6 +81,8 @@ def choose(
             "no_float_weights", f"The model has no weights of {' or '.join(sorted(dtypes))}; it has: {held}."
         )
     chosen = select(able, include, exclude)
+    for _ in read(model, chosen):
+        pass  # reading is what refuses NaN and infinity
     names = {weight.name for weight in chosen}
     return chosen, [weight for weight in able if weight.name not in names]
 
@@ -222,9 +225,46 @@ def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Contex
     del result.opset_import[:]
     result.opset_import.extend(kept)
     _drop_unused_initializers(result)
+    _sort(result.graph)
     with runtime_failures("loading the quantized model"):
         session(result.SerializeToString(), context)
     return result
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put each node after those whose values it uses, values that its subgraphs capture included.
+
+    Otherwise the order stays: quantizers put their nodes at the end, and their own sorting overlooks captured values.
+    """
+    producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    waiting: list[set[int]] = []
+    users: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        needed = {producers[name] for name in _needs(node) if name in producers} - {index}
+        waiting.append(needed)
+        for producer in needed:
+            users.setdefault(producer, []).append(index)
+    ready = [index for index, needed in enumerate(waiting) if not needed]
+    order: list[int] = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for user in users.get(index, ()):
+            waiting[user].discard(index)
+            if not waiting[user]:
+                heapq.heappush(ready, user)
+    nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _needs(node: onnx.NodeProto) -> Iterator[str]:
+    """Names of all values that a node or its subgraphs use, those of the subgraphs' own included."""
+    yield from node.input
+    for inner in walk.subgraphs(node):
+        yield from (value.name for value in inner.output)
+        for part in inner.node:
+            yield from _needs(part)
 
 
 def _drop_unused_initializers(model: onnx.ModelProto) -> None:

@@ -13,14 +13,15 @@ from compression.data.feed import ModelFeed
 from compression.errors import DataRejected
 from compression.graph.inspect import summarize
 from compression.graph.weights import find_weights
-from compression.quantization import prepare
+from compression.quantization import gemm, prepare
 from compression.quantization.calibration import activation_ranges
 from compression.quantization.isa import saturates
 from compression.quantization.spec import QuantizeStatic
 
 # Scales per channel came to QuantizeLinear and DequantizeLinear with operator set 13.
 _OPSET = 13
-_DTYPES = frozenset({"float32", "float16"})
+# ONNX Runtime's CPU kernels compute float16 by way of float32, so nothing of it would be left to quantize.
+_DTYPES = frozenset({"float32"})
 
 
 def quantize_static(
@@ -50,7 +51,8 @@ def quantize_static(
     graph = prepare.optimized(prepare.at_least_opset(graph, _OPSET), context)
     operators = _operators()
     reduce_range = saturates() if spec.reduce_range is None else spec.reduce_range
-    excluded = _float_nodes(graph, {name for weight in left for name in weight.nodes})
+    unfit = gemm.with_plain_biases(graph)
+    excluded = _float_nodes(graph, {*unfit, *(name for weight in left for name in weight.nodes)})
     with prepare.temporary_folder(context) as folder:
         path = folder / "model.onnx"
         path.write_bytes(graph.SerializeToString())
@@ -134,6 +136,5 @@ def _insert_pairs(
             extra_options={"ActivationSymmetric": spec.symmetric_activations},
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     return result
