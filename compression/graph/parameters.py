@@ -42,6 +42,13 @@ _WEIGHTS: dict[str, tuple[_Layout, ...]] = {
     "MatMulNBits": (_Layout(1, 3),),
     "DynamicQuantizeLSTM": (_Layout(1, -1), _Layout(2, -1)),
 }
+# Inputs of quantized operators that are activations or stay float: biases, initial states, peepholes.
+_FLOAT_PARAMETERS = {
+    "DynamicQuantizeLSTM": (0, 3, 5, 6, 7),
+    "DynamicQuantizeMatMul": (0, 4),
+    "MatMulIntegerToFloat": (0, 6),
+    "MatMulNBits": (0, 5),
+}
 QUANTIZED_OPERATORS = frozenset(_WEIGHTS) | {"QuantizeLinear", "DynamicQuantizeLinear", "GatherBlockQuantized"}
 
 
@@ -80,19 +87,30 @@ def count_parameters(model: onnx.ModelProto) -> ParameterCount:
 def _quantized(
     model: onnx.ModelProto, stored: dict[str, onnx.TensorProto]
 ) -> Iterator[tuple[str, tuple[onnx.NodeProto, _Layout]]]:
+    # Rows of a quantized embedding are looked up as integers, and get their scale afterwards.
+    tables = {node.output[0]: node.input[0] for node in walk.nodes(model) if node.op_type == "Gather"}
     for node in walk.nodes(model):
         for layout in _WEIGHTS.get(node.op_type, ()):
             name = node.input[layout.weight] if layout.weight < len(node.input) else ""
+            name = tables.get(name, name)
             if name in stored and stored[name].data_type not in FLOAT_TYPES:
                 yield name, (node, layout)
 
 
 def auxiliary(model: onnx.ModelProto) -> set[str]:
-    """Names of inputs of quantized operators beyond the first, which is the data itself: scales, zero points and
-    quantized weights.
-    """
-    users = (node for node in walk.nodes(model) if node.op_type in QUANTIZED_OPERATORS)
-    return {name for node in users for name in node.input[1:] if name}
+    """Names of inputs of quantized operators that are no weights of their own: scales, zero points, packed weights."""
+    found: set[str] = set()
+    run_time_scales = {
+        node.output[1] for node in walk.nodes(model) if node.op_type == "DynamicQuantizeLinear" and len(node.output) > 1
+    }
+    for node in walk.nodes(model):
+        if node.op_type in QUANTIZED_OPERATORS:
+            kept = _FLOAT_PARAMETERS.get(node.op_type, (0,))
+            found.update(name for position, name in enumerate(node.input) if name and position not in kept)
+        elif node.op_type == "Mul" and run_time_scales.intersection(node.input):
+            # Dynamic quantization multiplies the activation's scale, known at run time, by the weight's.
+            found.update(node.input)
+    return found
 
 
 def _nonzero_integers(
