@@ -318,7 +318,7 @@ def _skipped(steps: Sequence[StepResult]) -> list[str]:
         weights = step.details.get("weights")
         reasons = [one for one in weights if "skipped" in one] if isinstance(weights, list) else []
         if reasons:
-            first = f"'{reasons[0]['name']}', since {reasons[0]['skipped']}"
-            more = f" and {len(reasons) - 1} others" if len(reasons) > 1 else ""
-            notes.append(f"steps[{step.index}] ({step.type}) left {first}{more} as they were.")
+            count = f"{len(reasons)} weights as they were, the first" if len(reasons) > 1 else "a weight as it was,"
+            first = f"'{reasons[0]['name']}': {reasons[0]['skipped']}"
+            notes.append(f"steps[{step.index}] ({step.type}) left {count} {first}.")
     return notes

@@ -31,7 +31,7 @@ def check_expansion(model: onnx.ModelProto, limits: Limits) -> None:
             raise ModelRejected("invalid_model", f"Function '{name}' calls itself, directly or through others.")
         for key in ready:
             sizes[key] = sum(sizes.get(_key(node), 1) for node in remaining.pop(key))
-    if sum(sizes.get(_key(node), 1) for node in walk.nodes(model)) > limits.max_nodes:
+    if sum(sizes.get(_key(node), 1) for graph, _ in walk.graphs(model) for node in graph.node) > limits.max_nodes:
         raise ModelRejected("too_many_nodes", f"Its functions expand to more than {limits.max_nodes} nodes.")
 
 

@@ -57,8 +57,10 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> LoadedModel:
         _check_structure(model, limits)
         external = ExternalData(path.parent)
         _check_tensors(model, external, graph_bytes, limits)
-        _check_domains(model, limits)
+        _check_domains(model)
+        functions.check_expansion(model, limits)
         _canonicalize(model, external)
+        _check_structure(model, limits)
     except MemoryError:
         raise ModelRejected("model_too_large", "The model needs more memory than this process may use.") from None
     _check_meaning(model, limits)
@@ -121,18 +123,16 @@ def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: 
             raise ModelRejected("model_too_large", f"The model and its data have more than {limits.max_bytes} bytes.")
 
 
-def _check_domains(model: onnx.ModelProto, limits: Limits) -> None:
+def _check_domains(model: onnx.ModelProto) -> None:
     """Only operators that the runtime implements itself, or that the model defines by such operators."""
     own = {(function.domain, function.name) for function in model.functions}
-    bodies = [node for function in model.functions for node in function.node]
-    for node in (*walk.nodes(model), *bodies):
+    for node in walk.nodes(model):
         if node.domain not in ALLOWED_DOMAINS and (node.domain, node.op_type) not in own:
             raise ModelRejected(
                 "operator_domain_not_allowed",
                 f"Node '{walk.display_name(node)}' uses '{node.domain}::{node.op_type}'; "
                 "operators outside ai.onnx, ai.onnx.ml and com.microsoft need code that is not accepted.",
             )
-    functions.check_expansion(model, limits)
 
 
 def _canonicalize(model: onnx.ModelProto, external: ExternalData) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import onnx
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[tuple[onnx.GraphProto, int]]:
-    """Every graph with its depth: the main one (0), then those that its nodes hold in attributes."""
+    """Every graph with its depth: the main one (0), then those that nodes, of functions too, hold in attributes."""
     pending = [(model.graph, 0)]
+    pending.extend((inner, 1) for function in model.functions for node in function.node for inner in subgraphs(node))
     while pending:
         graph, depth = pending.pop()
         yield graph, depth
@@ -26,9 +27,11 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node, subgraphs included."""
+    """Every node, those of subgraphs and functions included."""
     for graph, _ in graphs(model):
         yield from graph.node
+    for function in model.functions:
+        yield from function.node
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -37,23 +40,20 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-        yield from attribute_tensors(graph.node)
-    for function in model.functions:
-        yield from attribute_tensors(function.node)
+    for node in nodes(model):
+        yield from _attribute_tensors(node)
 
 
-def attribute_tensors(some_nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    """The tensors in the nodes' own attributes."""
-    for node in some_nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            sparse = [*attribute.sparse_tensors]
-            if attribute.HasField("sparse_tensor"):
-                sparse.append(attribute.sparse_tensor)
-            for tensor in sparse:
-                yield from (tensor.values, tensor.indices)
+def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        sparse = [*attribute.sparse_tensors]
+        if attribute.HasField("sparse_tensor"):
+            sparse.append(attribute.sparse_tensor)
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)
 
 
 def display_name(node: onnx.NodeProto) -> str:

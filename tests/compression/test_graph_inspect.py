@@ -167,6 +167,25 @@ def test_packed_4_bit_weights():
     assert found.operators == {"com.microsoft::MatMulNBits": 1}
 
 
+def test_scales_of_dynamically_quantized_weights_are_no_parameters():
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "x_scale", "x_zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "x_zero"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x_scale", "w_scale"], ["scale"]),
+        helper.make_node("Mul", ["f", "scale"], ["m"]),
+        helper.make_node("Add", ["m", "bias"], ["y"]),
+    ]
+    weights = {
+        "w": np.array([[0, 1], [3, 3], [0, -5]], np.int8),
+        "w_scale": np.array([0.1, 0.2], np.float32),
+        "bias": np.array([1, 2], np.float32),
+    }
+    model = models.make_model(nodes, [models.value("x", ["b", 3])], [models.value("y", ["b", 2])], weights)
+    found = summary(model)
+    assert (found.parameters, found.nonzero_parameters, found.macs) == (6 + 2, 4 + 2, 6)
+
+
 def test_unknown_rank_and_other_kinds_of_values():
     node = helper.make_node("SequenceAt", ["s", "i"], ["y"])
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["n"])

@@ -261,3 +261,25 @@ def test_functions_that_blow_up(tmp_path):
     names = ["f", *(f"f{i}" for i in range(40))]
     calls = {name: [names[i + 1]] * 2 if i < 40 else ["Neg"] for i, name in enumerate(names)}
     assert rejection(models.save(with_functions(calls), tmp_path / "m.onnx")) == "too_many_nodes"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "code"), [("tensor", "external_data_unsafe"), ("operator", "operator_domain_not_allowed")]
+)
+def test_what_hides_in_a_subgraph_of_a_function(tmp_path, hidden, code):
+    tensor = numpy_helper.from_array(np.zeros(4, np.float32), "t")
+    if hidden == "tensor":
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="/etc/passwd")
+    inner = helper.make_node("Identity", ["t"], ["o"], domain="evil" if hidden == "operator" else "")
+    branch = helper.make_graph([inner], "branch", [], [models.value("o", ["n"])], [tensor])
+    body = [
+        helper.make_node("ReduceSum", ["a"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
+        helper.make_node("If", ["c"], ["b"], then_branch=branch, else_branch=branch),
+    ]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    model = with_functions({"f": ["Neg"]})
+    model.functions[0].CopyFrom(helper.make_function("own", "f", ["a"], ["b"], body, opsets))
+    assert rejection(models.save(model, tmp_path / "m.onnx")) == code
