@@ -188,8 +188,8 @@ class Children:
             if child.alive():
                 self.prepare()
                 return child
-            logger.warning("a waiting child had died: %s", child.log_tail[-500:])
             self.dismiss(child)
+            logger.warning("a waiting child had died, status %s: %s", child.returncode, child.log_tail[-500:])
         child = self._spawner.submit(self._spawn).result()
         self.prepare()
         return child

@@ -39,7 +39,7 @@ def serve(line: int, address_space: int | None) -> None:
 
 
 def _failure(error: Exception, address_space: int | None) -> Failed:
-    if is_allocation_failure(error):
+    if is_allocation_failure(error) or (isinstance(error, CompressionError) and error.code == "out_of_memory"):
         return out_of_memory(address_space)
     if isinstance(error, CompressionError):
         return Failed(code=error.code, message=error.message[:4000], retryable=error.retryable)

@@ -10,9 +10,10 @@ from workers.protocol import Failed
 
 LOG_TAIL_BYTES = 4096
 
-# How ONNX Runtime, its C++ library and numpy say that an allocation failed, beside MemoryError.
+# How Python, the dynamic linker, ONNX Runtime, its C++ library and numpy say that an allocation failed.
 _ALLOCATION_FAILURE = re.compile(
-    r"bad_alloc|bad allocation|failed to allocate memory|cannot allocate memory|unable to allocate|out of memory",
+    r"MemoryError|failed to map segment|bad_alloc|bad allocation|failed to allocate memory|cannot allocate memory|"
+    r"unable to allocate|out of memory",
     re.IGNORECASE,
 )
 
@@ -81,7 +82,8 @@ def of_dead_child(returncode: int, log_tail: str, address_space: int | None) -> 
             retryable=True,
             log_tail=log_tail,
         )
-    if _ALLOCATION_FAILURE.search(log_tail) and number == signal.SIGABRT:
+    # Uncaught, the exception of a C++ library aborts, and Python's ends with status 1.
+    if (number == signal.SIGABRT or returncode == 1) and _ALLOCATION_FAILURE.search(log_tail):
         answer = out_of_memory(address_space)
         return JobFailed(answer.code, answer.message, log_tail=log_tail)
     try:

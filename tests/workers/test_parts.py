@@ -72,7 +72,9 @@ def test_a_regular_file_is_read(tmp_path):
         (139, "", "child_crashed", "SIGSEGV"),
         (-6, "what(): std::bad_alloc", "out_of_memory", "100 MiB"),
         (-6, "assertion failed", "child_crashed", "SIGABRT"),
-        (1, "ImportError", "child_crashed", "exit status 1"),
+        (1, "ImportError: no such file", "child_crashed", "exit status 1"),
+        (1, "ImportError: x.so: failed to map segment from shared object", "out_of_memory", "100 MiB"),
+        (1, "MemoryError", "out_of_memory", "100 MiB"),
         (255, "", "child_crashed", "exit status 255"),
     ],
 )

@@ -183,6 +183,32 @@ def test_an_idle_worker_ends_soon_after_its_signal(deployment):
     assert time.monotonic() - asked < 3
 
 
+def test_a_limit_too_low_for_the_libraries_is_named(tmp_path):
+    deployment = Deployment(tmp_path / "data", job_memory_limit_bytes=str(64 * 2**20))
+    try:
+        deployment.start()
+        job = deployment.ended(deployment.add_inspection())
+        assert (job.error["code"], job.attempt) == ("out_of_memory", 1)
+        assert "64 MiB" in job.error["message"]
+    finally:
+        deployment.close()
+
+
+def test_a_killed_workers_folder_is_removed_by_another(tmp_path):
+    deployment = Deployment(tmp_path / "data", sweep_seconds="0.3")
+    try:
+        first = deployment.start()
+        (lost,) = deployment.wait_until(deployment.workers)
+        first.kill()
+        first.wait()
+        work = deployment.settings.folder("work")
+        assert (work / lost.id).is_dir()
+        deployment.start()
+        deployment.wait_until(lambda: not (work / lost.id).exists())
+    finally:
+        deployment.close()
+
+
 @pytest.mark.skipif(bool(capabilities.cuda_devices()), reason="this machine has a CUDA device")
 def test_queue_gpu_needs_a_gpu(deployment):
     worker = deployment.start(queue="gpu")
