@@ -25,7 +25,8 @@ def quantize_dynamic(
         The quantized model (the argument is not changed), and what was quantized.
 
     Raises:
-        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights` or `unsupported_by_runtime`.
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights`,
+            `name_taken` or `unsupported_by_runtime`.
     """
     graph = prepare.working_copy(model)
     chosen, left = prepare.choose(graph, spec.include, spec.exclude, _DTYPES)

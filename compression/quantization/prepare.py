@@ -19,6 +19,7 @@ from compression.errors import StepFailed
 from compression.graph import walk
 from compression.graph.parameters import QUANTIZED_OPERATORS
 from compression.graph.weights import Weight, find_weights, read, select
+from compression.quantization.names import check_unique, make_room, name_taken
 
 # Rewrites that rename or merge nodes, after which patterns over the model's own names would no longer fit.
 _RENAMING_OPTIMIZERS = ["MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion", "GemmTransposeFusion"]
@@ -49,6 +50,7 @@ def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
             name = f"{base}#{count}"
         node.name = name
         taken.add(name)
+    make_room(copy)
     return copy
 
 
@@ -212,7 +214,7 @@ def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Contex
     """The result in its final form: described like the original, and known to load.
 
     Raises:
-        StepFailed: `unsupported_by_runtime` when ONNX Runtime cannot load it.
+        StepFailed: `name_taken`, or `unsupported_by_runtime` when ONNX Runtime cannot load it.
     """
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(result, field, getattr(original, field))
@@ -225,6 +227,7 @@ def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Contex
     del result.opset_import[:]
     result.opset_import.extend(kept)
     _drop_unused_initializers(result)
+    check_unique(result)
     _sort(result.graph)
     with runtime_failures("loading the quantized model"):
         session(result.SerializeToString(), context)
@@ -253,6 +256,10 @@ def _sort(graph: onnx.GraphProto) -> None:
             waiting[user].discard(index)
             if not waiting[user]:
                 heapq.heappush(ready, user)
+    if len(order) < len(graph.node):
+        # Only a new tensor of an old name makes a circle.
+        stuck = next(node for index, node in enumerate(graph.node) if waiting[index])
+        raise name_taken(stuck.output[0])
     nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
     del graph.node[:]
     graph.node.extend(nodes)

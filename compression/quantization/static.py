@@ -36,7 +36,8 @@ def quantize_static(
         The quantized model (the argument is not changed), and what was quantized by which ranges.
 
     Raises:
-        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights` or `unsupported_by_runtime`.
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights`,
+            `name_taken` or `unsupported_by_runtime`.
         DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
     """
     if calibration is None:

@@ -42,8 +42,8 @@ def quantize(
         weight was skipped, and what else the mode has to say.
 
     Raises:
-        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights` or
-            `unsupported_by_runtime`.
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights`,
+            `name_taken` or `unsupported_by_runtime`.
         DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
     """
     context.check_cancelled()

@@ -30,8 +30,8 @@ def quantize_weight_only(
         it was skipped.
 
     Raises:
-        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights` or
-            `unsupported_by_runtime`.
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights`,
+            `name_taken` or `unsupported_by_runtime`.
     """
     result = prepare.working_copy(model)
     chosen, left = prepare.choose(result, spec.include, spec.exclude, _DTYPES)
