@@ -42,9 +42,9 @@ def activation_ranges(
     """
     with prepare.runtime_failures("calibrating"):
         calibrator = _calibrator(model, operators, spec)
+        order = [name for node in calibrator.model.graph.node for name in node.output]
         calibrator.augment_graph()
-        session = _CheckedSession(Path(calibrator.augmented_model_path), context)
-        calibrator.infer_session = session
+        calibrator.infer_session = _CheckedSession(Path(calibrator.augmented_model_path), order, context)
         expected = math.ceil(min(spec.calibration_samples, dataset.summary.samples) / _BATCH_SIZE)
         for done, batch in enumerate(dataset.batches(_BATCH_SIZE, spec.calibration_samples)):
             context.check_cancelled()
@@ -86,25 +86,31 @@ class _Reader:
 class _CheckedSession:
     """A session as the calibrators use it, that refuses activations which are not finite.
 
-    The calibrators would skip NaN in silence, and take infinity for a range.
+    The calibrators would skip NaN in silence, and take infinity for a range. The first bad tensor in `order`, which is
+    the graph's, is where the trouble starts.
     """
 
-    def __init__(self, model: Path, context: Context) -> None:
+    def __init__(self, model: Path, order: Sequence[str], context: Context) -> None:
         import onnxruntime  # noqa: PLC0415 - half a second that only a run needs
 
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = prepare.session(model, context, graph_optimization_level=level)
+        self._order = order
         self.get_inputs = self._session.get_inputs
         self.get_outputs = self._session.get_outputs
 
     def run(self, names: Sequence[str] | None, inputs: dict[str, Any]) -> list[Any]:
         outputs: list[Any] = self._session.run(names, inputs)
-        for description, values in zip(self.get_outputs(), outputs, strict=True):
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                name = description.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax")
-                raise DataRejected(
-                    "non_finite_values",
-                    f"With the calibration samples the model computes NaN or infinity at '{name}', "
-                    "which no quantized range can hold.",
-                )
+        bad = {
+            description.name.removesuffix("_ReduceMin").removesuffix("_ReduceMax")
+            for description, values in zip(self.get_outputs(), outputs, strict=True)
+            if values.dtype.kind == "f" and not np.isfinite(values).all()
+        }
+        if bad:
+            first = next((name for name in self._order if name in bad), min(bad))
+            raise DataRejected(
+                "non_finite_values",
+                f"With the calibration samples the model computes NaN or infinity at '{first}', "
+                "which no quantized range can hold.",
+            )
         return outputs
