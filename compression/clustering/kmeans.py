@@ -114,17 +114,21 @@ def lloyd(ordered: Array, centroids: Floats, max_iterations: int) -> tuple[Float
     (array([ 0.5, 10. ]), 1)
     """
     sums = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
+    edges = np.empty(centroids.size + 1, np.int64)
+    edges[0], edges[-1] = 0, ordered.size
     previous = None
     for iteration in range(max_iterations):
-        inner = np.searchsorted(ordered, midpoints(centroids).astype(ordered.dtype), side="right")
-        edges = np.concatenate([[0], inner, [ordered.size]])
-        if previous is not None and np.array_equal(edges, previous):
-            if np.diff(edges).all():
+        # The borders take the values' own type: a search for wider ones would copy all values in every iteration.
+        edges[1:-1] = ordered.searchsorted(midpoints(centroids).astype(ordered.dtype, copy=False), side="right")
+        if previous is not None and (edges == previous).all():
+            if (edges[1:] > edges[:-1]).all():
                 return centroids, iteration
             edges = _refill(ordered, edges)
-        previous = edges
-        counts = np.diff(edges)
-        centroids = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), centroids)
+        previous = edges.copy()
+        counts = edges[1:] - edges[:-1]
+        totals = sums[edges]
+        means = (totals[1:] - totals[:-1]) / np.maximum(counts, 1)
+        centroids = means if counts.all() else np.where(counts > 0, means, centroids)
     return centroids, max_iterations
 
 

@@ -34,8 +34,8 @@ def cluster(
     for done, (weight, values) in enumerate(read(model, chosen)):
         context.check_cancelled()
         context.progress("clustering", done / len(chosen), weight.name)
-        results = _share(weight, values, spec, seed)
-        joined = results[0].values if len(results) == 1 else _stack(weight, results)
+        results = _share(weight, values, spec, seed, context)
+        joined = results[0].values if spec.scope == "tensor" else _stack(weight, results)
         replace(shared, {weight.name: joined})
         bits = _bits(values.size, [result.centroids for result in results], values.dtype.itemsize)
         report.append(
@@ -52,22 +52,24 @@ def cluster(
     return shared, {"bits_per_weight": total_bits / total, "weights": report}
 
 
-def _share(weight: Weight, values: Array, spec: Cluster, seed: int) -> list[kmeans.Clustering]:
+def _share(weight: Weight, values: Array, spec: Cluster, seed: int, context: Context) -> list[kmeans.Clustering]:
     """One clustering for the tensor, or one for each output channel."""
     # Seeded by name, so that a weight's clusters do not depend on which others take part.
     rng = np.random.default_rng([seed, zlib.crc32(weight.name.encode())])
-    parts = [values] if spec.scope == "tensor" else list(np.moveaxis(values, weight.output_axis, 0))
-    return [
-        kmeans.share(
-            part,
-            spec.clusters,
-            init=spec.init,
-            keep_zeros=spec.keep_zeros,
-            max_iterations=spec.max_iterations,
-            rng=rng,
+    results = []
+    for part in [values] if spec.scope == "tensor" else np.moveaxis(values, weight.output_axis, 0):
+        context.check_cancelled()
+        results.append(
+            kmeans.share(
+                part,
+                spec.clusters,
+                init=spec.init,
+                keep_zeros=spec.keep_zeros,
+                max_iterations=spec.max_iterations,
+                rng=rng,
+            )
         )
-        for part in parts
-    ]
+    return results
 
 
 def _stack(weight: Weight, results: list[kmeans.Clustering]) -> Array:

@@ -69,7 +69,7 @@ def find_weights(model: onnx.ModelProto) -> list[Weight]:
     stored = {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type in FLOAT_TYPES and len(tensor.dims) > 1
+        if tensor.data_type in FLOAT_TYPES and len(tensor.dims) > 1 and 0 not in tensor.dims
     }
     producers = {output: node for node in model.graph.node for output in node.output if output}
     uses: dict[str, list[_Use]] = {}

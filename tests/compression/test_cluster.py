@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -143,3 +145,8 @@ def test_same_seed_same_bytes(context):
 def test_stops_when_asked(tmp_path):
     with pytest.raises(Cancelled):
         cluster(models.cnn(), Cluster(), Context(workdir=tmp_path, is_cancelled=lambda: True), 0)
+
+
+def test_examples():
+    found = doctest.testmod(kmeans)
+    assert (found.failed, found.attempted > 0) == (0, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import json
 import struct
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from compression.data import DataSource, check_labels, detect_format, inspect_dataset, open_dataset, synthetic_batches
+from compression.data import (
+    DataSource,
+    base,
+    check_labels,
+    detect_format,
+    inspect_dataset,
+    open_dataset,
+    synthetic_batches,
+)
 from compression.data.base import spread
 from compression.data.feed import ModelFeed
 from compression.errors import DataRejected
@@ -313,3 +322,8 @@ def test_synthetic_axes_of_one_name_have_one_length():
     batch = next(synthetic_batches(summary, 4, seed=0))
     assert batch.inputs["mask"].shape[0] == 4
     assert batch.inputs["mask"].shape[2] == batch.inputs["mask"].shape[3]
+
+
+def test_examples():
+    found = doctest.testmod(base)
+    assert (found.failed, found.attempted > 0) == (0, True)

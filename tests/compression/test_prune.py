@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import onnx
 import pytest
@@ -166,3 +168,8 @@ def test_non_finite_weights_are_named(context):
 def test_stops_when_asked(tmp_path):
     with pytest.raises(Cancelled):
         prune(models.cnn(), Prune(amount=0.5), Context(workdir=tmp_path, is_cancelled=lambda: True))
+
+
+def test_examples():
+    found = doctest.testmod(magnitude)
+    assert (found.failed, found.attempted > 0) == (0, True)
