@@ -18,6 +18,7 @@ from levity.resources import Dataset, Event, Job, Json, Model, Resource, Upload
 Source = str | Path | Upload
 """A local file, or an upload that is complete."""
 _R = TypeVar("_R", bound=Resource)
+_Registered = TypeVar("_Registered", Model, Dataset)
 
 # The service answers `Prefer: wait=N` after 30 s at the latest.
 _LONGEST_WAIT_SECONDS = 30
@@ -98,12 +99,10 @@ class Levity:
         Raises:
             LevityError: Among others, with the inspection's code, when the model was rejected.
         """
-        body: Json = {"upload_id": self._uploaded(source).id, "name": name or _name_of(source)}
-        if external_data:
-            body["external_data"] = [
-                {"name": location, "upload_id": self._uploaded(file).id} for location, file in external_data.items()
-            ]
-        return self._register(Model, "/v1/models", body, wait)
+        files = [
+            {"name": location, "upload_id": self._uploaded(file).id} for location, file in (external_data or {}).items()
+        ]
+        return self._register(Model, source, wait, name=name, external_data=files or None)
 
     def create_dataset(
         self, source: Source, *, name: str | None = None, images: Mapping[str, Any] | None = None, wait: float = 30
@@ -119,10 +118,7 @@ class Levity:
         Raises:
             LevityError: Among others, with the inspection's code, when the dataset was rejected.
         """
-        body: Json = {"upload_id": self._uploaded(source).id, "name": name or _name_of(source)}
-        if images is not None:
-            body["images"] = dict(images)
-        return self._register(Dataset, "/v1/datasets", body, wait)
+        return self._register(Dataset, source, wait, name=name, images=images and dict(images))
 
     def get_model(self, model_id: str) -> Model:
         return Model.from_json(self._get(f"/v1/models/{model_id}"))
@@ -295,7 +291,12 @@ class Levity:
     def _uploaded(self, source: Source) -> Upload:
         return source if isinstance(source, Upload) else self.upload(source)
 
-    def _register(self, kind: type[_R], path: str, body: Json, wait: float) -> _R:
+    def _register(
+        self, kind: type[_Registered], source: Source, wait: float, *, name: str | None, **more: object
+    ) -> _Registered:
+        path = f"/v1/{kind.__name__.lower()}s"
+        known = {"upload_id": self._uploaded(source).id, "name": name or _name_of(source), **more}
+        body = {field: value for field, value in known.items() if value is not None}
         deadline = time.monotonic() + wait
         first = max(0, min(int(wait), _LONGEST_WAIT_SECONDS))
         headers = {"prefer": f"wait={first}"} if first else None

@@ -101,6 +101,7 @@ def _quantity(value: float, unit: str) -> str:
         "seconds": _seconds,
         "fraction": lambda number: f"{number:.2%}".replace("%", " %"),
         "samples/second": lambda number: f"{number:,.0f}/s",
+        "ratio": lambda number: f"{number:.4g}",
     }
     return formats[unit](value) if unit in formats else f"{value:.4g} {unit}"
 

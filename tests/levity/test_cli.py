@@ -146,7 +146,7 @@ def test_summary_shows_numbers_in_readable_units_and_every_note():
     assert lines[2].split() == ["file", "size", "123", "kB", "30.9", "kB", "4.00x"]
     assert lines[3].split() == ["latency,", "median", "250", "\N{MICRO SIGN}s", "500", "\N{MICRO SIGN}s", "slower"]
     assert lines[4].split() == ["parameters", "1,234,567", "1,234,567"]
-    assert lines[5].split() == ["cosine", "similarity", "0.9989", "ratio"]
+    assert lines[5].split() == ["cosine", "similarity", "0.9989"]
     assert lines[6] == "- It is slower than the original."
 
 

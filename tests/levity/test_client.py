@@ -212,7 +212,7 @@ def test_model_is_waited_for(stub, levity, tmp_path):
     path.write_bytes(b"graph")
     weights = tmp_path / "w.bin"
     weights.write_bytes(b"weights")
-    stub.on("POST /v1/uploads", reply(upload(), 201), reply(upload() | {"id": "upl_2"}, 201))
+    stub.on("POST /v1/uploads", reply(upload() | {"id": "upl_2"}, 201), reply(upload(), 201))
     stub.on("PUT /v1/uploads/upl_1/content", reply(upload("complete")))
     stub.on("PUT /v1/uploads/upl_2/content", reply(upload("complete") | {"id": "upl_2"}))
     stub.on("POST /v1/models", reply({"id": "mdl_1", "state": "inspecting"}, 202))
