@@ -23,7 +23,7 @@ from compression.quantization.names import check_unique, make_room, name_taken
 
 # Rewrites that rename or merge nodes, after which patterns over the model's own names would no longer fit.
 _RENAMING_OPTIMIZERS = ["MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion", "GemmTransposeFusion"]
-_NODE_IN_MESSAGE = re.compile(r"[Nn]ode(?: with name|:)?\s*\(?'?\"?([^\s'\")]+)")
+_NODE_IN_MESSAGE = re.compile(r"(?:node with name |Name:)'([^']+)'|[Nn]ode \(([^)]+)\)")
 
 
 def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -126,7 +126,7 @@ def unsupported(doing: str, error: Exception) -> StepFailed:
     """`unsupported_by_runtime`, with the node that ONNX Runtime's message names."""
     text = " ".join(str(error).split()) or type(error).__name__
     found = _NODE_IN_MESSAGE.search(text)
-    where = f" at node '{found.group(1)}'" if found else ""
+    where = f" at node '{found.group(1) or found.group(2)}'" if found else ""
     return StepFailed("unsupported_by_runtime", f"ONNX Runtime fails{where} {doing}: {text[:400]}")
 
 
