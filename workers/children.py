@@ -161,12 +161,15 @@ class Children:
         sandbox: How they are confined.
         folder: Where each gets a folder of its own.
         warm: How many wait with their imports done.
+        refill_at_once: Replace one that is taken at once. Otherwise when a job is done, so that the imports do not
+            disturb the job's timings.
     """
 
-    def __init__(self, sandbox: Sandbox, folder: Path, *, warm: int) -> None:
+    def __init__(self, sandbox: Sandbox, folder: Path, *, warm: int, refill_at_once: bool) -> None:
         self._sandbox = sandbox
         self._folder = folder
         self._warm = warm
+        self._refill_at_once = refill_at_once
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._spares: deque[Child] = deque()
@@ -175,7 +178,7 @@ class Children:
         self._spawner = ThreadPoolExecutor(1, "spawner")
 
     def prepare(self) -> None:
-        """Start what is missing to the number of warm children."""
+        """Start what is missing to the number of warm children. Call it when a job is done."""
         self._spawner.submit(self._refill)
 
     def take(self) -> Child:
@@ -186,12 +189,13 @@ class Children:
         """
         while (child := self._next_spare()) is not None:
             if child.alive():
-                self.prepare()
-                return child
+                break
             self.dismiss(child)
             logger.warning("a waiting child had died, status %s: %s", child.returncode, child.log_tail[-500:])
-        child = self._spawner.submit(self._spawn).result()
-        self.prepare()
+        else:
+            child = self._spawner.submit(self._spawn).result()
+        if self._refill_at_once:
+            self.prepare()
         return child
 
     def dismiss(self, child: Child) -> None:

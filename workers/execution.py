@@ -6,7 +6,10 @@ import os
 import traceback
 from pathlib import Path
 
-import onnxruntime.quantization  # noqa: F401 - loaded ahead of the job that needs it
+# Loaded ahead of the job, which would otherwise wait for them midway.
+import numpy.ma  # noqa: F401
+import numpy.random  # noqa: F401
+import onnxruntime.quantization  # noqa: F401
 
 from compression.context import Context
 from compression.data import DataSource, inspect_dataset

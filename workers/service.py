@@ -49,7 +49,7 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     worker_id = new_id("wrk")
     sandbox = Sandbox.choose(settings, queue)
     workspace = Workspace(settings.folder("work"), worker_id)
-    children = Children(sandbox, workspace.folder, warm=settings.warm_children)
+    children = Children(sandbox, workspace.folder, warm=settings.warm_children, refill_at_once=queue is Queue.IO)
     children.prepare()
     # Children warm up while the rest is set up.
     database = Database(settings.resolved_database_url)

@@ -153,9 +153,11 @@ class Supervisor:
             except ProtocolViolation as error:
                 raise self._misbehaved(child, str(error)) from error
             child.kill()
+            self._children.prepare()
             return self._publish(lease, child, answer, job)
         finally:
             self._children.dismiss(child)
+            self._children.prepare()
 
     def _listen(self, lease: Lease, child: Child, inputs: Inputs, finished: int) -> Answer:
         """Pass on what the child says until it answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ class StandInSandbox(Sandbox):
 class Bench:
     """One worker's inside, without a broker, on a database of its own."""
 
-    def __init__(self, root: Path, level: Level, **settings: object) -> None:
+    def __init__(self, root: Path, level: Level, template: Path, **settings: object) -> None:
         fast = {
             "heartbeat_seconds": 0.2,
             "lease_seconds": 5,
@@ -59,12 +60,12 @@ class Bench:
             "job_memory_limit_bytes": 2048 * MIB,
         }
         self.settings = Settings(data_dir=root, **(fast | settings))
+        shutil.copyfile(template, self.settings.folder(".") / "levity.db")
         self.database = Database(self.settings.resolved_database_url)
-        self.database.migrate()
         self.blobs = Blobs.from_settings(self.settings)
         self.drain = Drain()
         self.sandbox = StandInSandbox(level, self.settings, Queue.CPU)
-        self.children = Children(self.sandbox, self.settings.folder("work"), warm=0)
+        self.children = Children(self.sandbox, self.settings.folder("work"), warm=0, refill_at_once=True)
         self.supervisor = Supervisor(
             settings=self.settings,
             database=self.database,
@@ -164,18 +165,28 @@ def require_level(level: Level, root: Path) -> None:
         pytest.skip(f"{level} does not work here: {reason}")
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with all tables, to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("template") / "levity.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.dispose()
+    return path
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, template: Path) -> Iterator[Bench]:
     """A worker's inside with resource limits alone."""
-    bench = Bench(tmp_path / "data", "rlimits")
+    bench = Bench(tmp_path / "data", "rlimits", template)
     yield bench
     bench.close()
 
 
 @pytest.fixture(params=levels())
-def bench_of_each_level(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench_of_each_level(tmp_path: Path, template: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A worker's inside at each level of confinement in turn."""
     require_level(request.param, tmp_path)
-    bench = Bench(tmp_path / "data", request.param)
+    bench = Bench(tmp_path / "data", request.param, template)
     yield bench
     bench.close()

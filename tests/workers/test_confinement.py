@@ -43,10 +43,10 @@ def look_around(bench: Bench, listeners: dict[str, object]) -> dict[str, object]
     return json.loads(bench.artifact(job.id))
 
 
-def test_bubblewrap_shows_the_libraries_and_nothing_else(tmp_path, listeners, monkeypatch):
+def test_bubblewrap_shows_the_libraries_and_nothing_else(tmp_path, template, listeners, monkeypatch):
     require_level("bubblewrap", tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    bench = Bench(tmp_path / "data", "bubblewrap")
+    bench = Bench(tmp_path / "data", "bubblewrap", template)
     found = look_around(bench, listeners)
     bench.close()
     assert {"/usr", sys.prefix} <= set(found["readable"])
@@ -86,7 +86,7 @@ from catalog.settings import Settings
 from tests.workers.conftest import StandInSandbox
 from workers.children import Children
 sandbox = StandInSandbox({level!r}, Settings(data_dir=Path({str(root)!r})), Queue.CPU)
-children = Children(sandbox, Path({str(root)!r}), warm=0)
+children = Children(sandbox, Path({str(root)!r}), warm=0, refill_at_once=True)
 print(children.take().pid, flush=True)
 time.sleep(60)
 """
@@ -128,21 +128,28 @@ def test_a_child_whose_parent_is_gone_already_ends_at_once(tmp_path):
     assert (done.returncode, done.stdout) == (0, b"")
 
 
-def test_warm_children_wait_and_are_replaced(bench):
-    children = Children(bench.sandbox, bench.settings.folder("work"), warm=2)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_warm_children_wait_and_are_replaced(bench, at_once):
+    children = Children(bench.sandbox, bench.settings.folder("work"), warm=2, refill_at_once=at_once)
+
+    def count() -> int:
+        # The spawner works in order: once it has answered, what was asked of it before is done.
+        children._spawner.submit(lambda: None).result()
+        return len(list(bench.settings.folder("work").iterdir()))
+
     children.prepare()
+    assert count() == 2
     taken = children.take()
-    # The spawner works in order: once it has answered, the replacement is there.
-    children._spawner.submit(lambda: None).result()
-    folders = sorted(path.name for path in bench.settings.folder("work").iterdir())
-    assert len(folders) == 3
+    assert count() == (3 if at_once else 2)
     children.dismiss(taken)
+    children.prepare()
+    assert count() == 2
     children.close()
     bench.assert_tidy()
 
 
 def test_a_spare_that_died_is_not_given_out(bench):
-    children = Children(bench.sandbox, bench.settings.folder("work"), warm=1)
+    children = Children(bench.sandbox, bench.settings.folder("work"), warm=1, refill_at_once=True)
     children.prepare()
     children._spawner.submit(lambda: None).result()
     (spare,) = children._spares

@@ -225,7 +225,7 @@ def test_progress_is_thinned_out_but_no_phase_is_lost(bench):
     assert job.state == "succeeded"
     reports = [data for type_, data in bench.events(job.id) if type_ == "progress"]
     phases = list(dict.fromkeys(report["phase"] for report in reports))
-    assert phases == ["pruning", "clustering", "quantizing", "publishing"]
+    assert [phase for phase in phases if phase != "loading"] == ["pruning", "clustering", "quantizing", "publishing"]
     assert len(reports) <= 6 + seconds * 4
     fractions = [report["progress"] for report in reports]
     assert fractions == sorted(fractions)

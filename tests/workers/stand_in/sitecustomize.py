@@ -267,5 +267,6 @@ def replace(name, **contents):
 replace("compression.pipeline", run=run)
 replace("compression.data", DataSource=DataSource, inspect_dataset=inspect)
 replace("compression.graph.inspect", inspect_model=inspect)
-replace("onnxruntime")
+for heavy in ("numpy", "numpy.ma", "numpy.random", "onnxruntime"):
+    replace(heavy)
 replace("onnxruntime.quantization")
