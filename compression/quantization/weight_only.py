@@ -59,20 +59,26 @@ def quantize_weight_only(
 
 def _reason_to_skip(weight: Weight, model: onnx.ModelProto) -> str | None:
     """Why a weight cannot become codes in groups, or None where it can."""
+    if any(weight.name == value.name for value in model.graph.output):
+        return "it is an output of the model"
     users = [(graph, node) for graph, _ in walk.graphs(model) for node in graph.node if weight.name in node.input]
-    for graph, node in users:
-        name = walk.display_name(node)
-        if node.op_type == "Gemm":
-            return f"Gemm '{name}' transposes its input, scales an input that is not stored, or shares the weight"
-        if node.op_type != "MatMul":
-            return f"it serves {node.op_type} '{name}', and this mode is for matrix products"
-        if list(node.input).index(weight.name) != 1:
-            return f"node '{name}' multiplies by it from the left"
-        if graph is not model.graph:
-            return f"node '{name}' lies in a subgraph"
-    if len(weight.shape) != 2:
+    reasons = (_reason_at(node, weight.name, in_subgraph=graph is not model.graph) for graph, node in users)
+    found = next((reason for reason in reasons if reason is not None), None)
+    if found is None and len(weight.shape) != 2:
         return f"it has {len(weight.shape)} axes, and this mode is for matrices"
-    return None
+    return found
+
+
+def _reason_at(node: onnx.NodeProto, weight: str, *, in_subgraph: bool) -> str | None:
+    """Why this node cannot take the weight as codes in groups, or None where it can."""
+    name = walk.display_name(node)
+    if node.op_type == "Gemm":
+        return f"Gemm '{name}' transposes its input, scales an input that is not stored, or shares the weight"
+    if node.op_type != "MatMul":
+        return f"it serves {node.op_type} '{name}', and this mode is for matrix products"
+    if list(node.input).index(weight) != 1:
+        return f"node '{name}' multiplies by it from the left"
+    return f"node '{name}' lies in a subgraph" if in_subgraph else None
 
 
 def _replace(
@@ -84,10 +90,10 @@ def _replace(
     parts = {f"{name}_quantized": groupwise.pack(groups.values, bits), f"{name}_scale": groups.scales}
     if not spec.symmetric:
         parts[f"{name}_zero_point"] = groupwise.pack(groups.zero_points, bits)
-    kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    model.graph.initializer.extend(numpy_helper.from_array(values, part) for part, values in parts.items())
+    codes, *others = (numpy_helper.from_array(values, part) for part, values in parts.items())
+    # In place: a list of initializers that is built anew for each weight is a copy of the whole model for each weight.
+    next(tensor for tensor in model.graph.initializer if tensor.name == name).CopyFrom(codes)
+    model.graph.initializer.extend(others)
     for node in model.graph.node:
         if name in node.input:
             product = helper.make_node(

@@ -110,6 +110,14 @@ def test_names_that_a_mode_does_not_need_are_no_obstacle(tmp_path):
     np.testing.assert_allclose(outputs(result, x), outputs(model, x), atol=0.02)
 
 
+def test_a_weight_that_is_an_output_stays(tmp_path):
+    model = two_products()
+    model.graph.output.append(value("w", [16, 16]))
+    result, details = quantize(model, QuantizeWeightOnly(), Context(workdir=tmp_path), None, seed=0)
+    assert [entry.get("skipped") for entry in details["weights"]] == ["it is an output of the model", None]
+    assert [node.op_type for node in result.graph.node] == ["MatMul", "MatMulNBits"]
+
+
 def test_two_tensors_of_one_name_are_refused():
     model = two_products()
     check_unique(model)
