@@ -27,6 +27,7 @@ from catalog.jobs.leases import Leases, NewArtifact
 from catalog.jobs.repository import Jobs, NewJob
 from catalog.jobs.states import JobKind, Queue
 from catalog.settings import Settings
+from compression.spec import PipelineSpec, Prune
 
 MIB = 2**20
 
@@ -71,7 +72,8 @@ def publish(service: Service, sha256: str, size: int) -> str:
     """Path of an artifact with these bytes, published by a job that no worker ran."""
     database = Database(Settings(data_dir=service.data_dir).resolved_database_url)
     with database.write() as session:
-        new = NewJob(kind=JobKind.COMPRESS, queue=Queue.GPU, max_attempts=1, time_limit_seconds=60)
+        spec = PipelineSpec(steps=(Prune(amount=0.5),)).model_dump(mode="json")
+        new = NewJob(kind=JobKind.COMPRESS, queue=Queue.GPU, max_attempts=1, time_limit_seconds=60, spec=spec)
         Jobs(session).add(new)
         claimed = Leases(session).claim(Queue.GPU, owner="benchmark", lease_seconds=60)
         if claimed is None:
@@ -130,7 +132,7 @@ def main() -> None:
                 stored = httpx.get(f"{service.url}/v1/uploads/{upload}").json()
                 gets.append(curl(service.url + publish(service, stored["sha256"], stored["size"])))
         stop.set()
-        waits = results.get()
+        waits = results.get(timeout=60)
         other.join()
         rates = [options.mib / median(seconds) for seconds in (plain, puts, gets)]
         print(

@@ -69,6 +69,8 @@ def build_celery(settings: Settings) -> Celery:
     if settings.resolved_broker_url.startswith("filesystem:"):
         folders = {name: settings.folder(f"broker/{name}") for name in ("queue", "taken", "control")}
         app.conf.update(
+            # kombu warns of an address without a host, which a file queue has no use for.
+            broker_url="filesystem://localhost/",
             broker_transport=f"{__name__}:{FileTransport.__name__}",
             broker_transport_options={
                 "data_folder_in": str(folders["queue"]),
