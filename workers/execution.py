@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 # Loaded ahead of the job, which would otherwise wait for them midway.
-import numpy.ma  # noqa: F401
+import numpy.ma
 import numpy.random  # noqa: F401
 import onnxruntime.quantization  # noqa: F401
 

@@ -93,10 +93,10 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         capabilities=capabilities.describe(sandbox, threads=threads),
     )
     receiver = Receiver(app, queue, concurrency, jobs.run_until_empty)
-    _stop_on_signals(drain, settings.drain_seconds)
     logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
     sweeper.start()
     try:
+        _stop_on_signals(drain, settings.drain_seconds)
         receiver.run()
     finally:
         if not drain.begun.is_set():

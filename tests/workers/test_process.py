@@ -92,10 +92,27 @@ class Deployment:
                 after_commit(session, lambda: self.wakeups.wake(Queue.IO))
         return job_id
 
+    def add_long_job(self) -> str:
+        """A compression with a single attempt that measures for minutes."""
+        spec = {
+            "steps": [{"type": "prune", "amount": 0.5}],
+            "benchmark": {"max_seconds": 120, "max_rounds": 1_000_000},
+        }
+        sha256, size = self.blobs.take_in(iter([tiny_model()]))
+        with self.database.write() as session:
+            model = Models(session).add(name="m", files=[{"name": "m.onnx", "sha256": sha256, "size": size}])
+            new = NewJob(
+                JobKind.COMPRESS, Queue.CPU, max_attempts=1, time_limit_seconds=300, model_id=model.id, spec=spec
+            )
+            return Jobs(session).add(new).id
+
+    def job(self, job_id: str):
+        with self.database.read() as session:
+            return Jobs(session).get(job_id)
+
     def ended(self, job_id: str):
         def look():
-            with self.database.read() as session:
-                row = Jobs(session).get(job_id)
+            row = self.job(job_id)
             return row if JobState(row.state).terminal else None
 
         return self.wait_until(look)
@@ -181,6 +198,25 @@ def test_an_idle_worker_ends_soon_after_its_signal(deployment):
     worker.send_signal(signal.SIGINT)
     assert worker.wait(20) == 0
     assert time.monotonic() - asked < 3
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_worker_told_to_go_gives_its_job_back(tmp_path, signals):
+    """After one signal the job may go on for a while, after two it may not."""
+    deployment = Deployment(tmp_path / "data", drain_seconds="1" if signals == 1 else "600")
+    try:
+        job_id = deployment.add_long_job()
+        worker = deployment.start(queue="cpu")
+        deployment.wait_until(lambda: deployment.job(job_id).phase == "benchmarking")
+        for _ in range(signals):
+            worker.terminate()
+            time.sleep(0.2)
+        assert worker.wait(30) == 0
+        job = deployment.job(job_id)
+        assert (job.state, job.attempt, job.attempts_left) == ("queued", 1, 1)
+        assert list(deployment.settings.folder("work").iterdir()) == []
+    finally:
+        deployment.close()
 
 
 def test_a_limit_too_low_for_the_libraries_is_named(tmp_path):
