@@ -10,24 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from compression.context import Context
 from compression.data import Dataset
 from compression.errors import DataRejected
+from compression.graph import shapes
 from compression.quantization import prepare
 from compression.quantization.spec import QuantizeStatic
 
-# A histogram's calibrator holds the activations of one batch, all tensors at once.
-_BATCH_SIZE = 32
+_LARGEST_BATCH = 32
+# Calibrators that make histograms hold the activations of one batch, all tensors at once and some of them twice.
+_ACTIVATION_BYTES = 256 << 20
 
 
 def activation_ranges(
-    model: Path, operators: Sequence[str], dataset: Dataset, spec: QuantizeStatic, context: Context
+    model: onnx.ModelProto, operators: Sequence[str], dataset: Dataset, spec: QuantizeStatic, context: Context
 ) -> Any:  # noqa: ANN401 - ONNX Runtime is untyped
     """Run calibration samples through a float model and note the range of every activation.
 
     Args:
-        model: The float model, shapes inferred, in a folder that takes temporary files.
+        model: The float model, shapes inferred.
         operators: Operators whose inputs and outputs are of interest.
         dataset: Arrays named like the model's inputs.
         spec: Method and number of samples.
@@ -40,13 +43,16 @@ def activation_ranges(
         DataRejected: `non_finite_values` when an activation becomes NaN or infinite.
         StepFailed: `unsupported_by_runtime`.
     """
-    with prepare.runtime_failures("calibrating"):
-        calibrator = _calibrator(model, operators, spec)
+    with prepare.temporary_folder(context) as folder, prepare.runtime_failures("calibrating"):
+        size = batch_size(model)
+        path = folder / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        calibrator = _calibrator(path, operators, spec)
         order = [name for node in calibrator.model.graph.node for name in node.output]
         calibrator.augment_graph()
         calibrator.infer_session = _CheckedSession(Path(calibrator.augmented_model_path), order, context)
-        expected = math.ceil(min(spec.calibration_samples, dataset.summary.samples) / _BATCH_SIZE)
-        for done, batch in enumerate(dataset.batches(_BATCH_SIZE, spec.calibration_samples)):
+        expected = math.ceil(min(spec.calibration_samples, dataset.summary.samples) / size)
+        for done, batch in enumerate(dataset.batches(size, spec.calibration_samples)):
             context.check_cancelled()
             context.progress("quantizing", 0.9 * min(done / expected, 1.0), "calibrating")
             # One batch a call: a single call for all would keep all activations in memory (onnxruntime #10503).
@@ -54,6 +60,14 @@ def activation_ranges(
                 calibrator.collect_data(_Reader(iter([batch.inputs])))
         with contextlib.redirect_stdout(io.StringIO()):
             return calibrator.compute_data()
+
+
+def batch_size(model: onnx.ModelProto) -> int:
+    """Samples to run at a time: 32, or fewer where their activations would take much memory."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    known = shapes.infer(model, one_sample=True)
+    sample = sum((one.elements or 0) * one.itemsize for name, one in known.items() if name not in stored)
+    return max(1, min(_LARGEST_BATCH, _ACTIVATION_BYTES // max(sample, 1)))
 
 
 def _calibrator(model: Path, operators: Sequence[str], spec: QuantizeStatic) -> Any:  # noqa: ANN401

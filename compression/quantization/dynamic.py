@@ -44,10 +44,10 @@ def _quantize(graph: onnx.ModelProto, nodes: list[str], *, per_channel: bool, re
     from onnxruntime.quantization import QuantizationMode, QuantType, quant_utils, registry  # noqa: PLC0415
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer  # noqa: PLC0415 - imported where it is needed
 
-    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True)
-    # Otherwise the quantizer would infer shapes once more, by way of a file in the system's folder for such.
-    quant_utils.add_infer_metadata(inferred)
     with prepare.runtime_failures("quantizing"):
+        inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True)
+        # Otherwise the quantizer would infer shapes once more, by way of a file in the system's folder for such.
+        quant_utils.add_infer_metadata(inferred)
         quantizer = ONNXQuantizer(
             inferred,
             per_channel,

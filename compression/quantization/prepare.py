@@ -23,6 +23,7 @@ from compression.quantization.names import check_unique, make_room, name_taken
 
 # Rewrites that rename or merge nodes, after which patterns over the model's own names would no longer fit.
 _RENAMING_OPTIMIZERS = ["MatMulAddFusion", "MatmulTransposeFusion", "MatMulScaleFusion", "GemmTransposeFusion"]
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|bad allocation|Failed to allocate memory")
 _NODE_IN_MESSAGE = re.compile(r"(?:node with name |Name:)'([^']+)'|[Nn]ode \(([^)]+)\)")
 
 
@@ -105,26 +106,28 @@ def temporary_folder(context: Context) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def runtime_failures(doing: str) -> Iterator[None]:
-    """Turn whatever ONNX Runtime or its quantizers raise into `StepFailed` `unsupported_by_runtime`."""
+    """Turn what ONNX Runtime or its quantizers raise into `StepFailed` `unsupported_by_runtime`, or `MemoryError`."""
     # The quantizers log through the root logger's shortcuts, which would install a handler on stderr for good.
     silencer = logging.NullHandler()
     logging.getLogger().addHandler(silencer)
     try:
         yield
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError, IndexError, AttributeError) as error:
-        raise unsupported(doing, error) from error
+        raise _failure(doing, error) from error
     except Exception as error:
-        # ONNX Runtime's own exceptions (Fail, InvalidGraph, NotImplemented, …) share no base but Exception.
-        if type(error).__module__.startswith("onnxruntime."):
-            raise unsupported(doing, error) from error
+        # ONNX Runtime's own exceptions (Fail, InvalidGraph, …) and ONNX's (InferenceError) share no base but Exception.
+        if type(error).__module__.partition(".")[0] in ("onnx", "onnxruntime"):
+            raise _failure(doing, error) from error
         raise
     finally:
         logging.getLogger().removeHandler(silencer)
 
 
-def unsupported(doing: str, error: Exception) -> StepFailed:
-    """`unsupported_by_runtime`, with the node that ONNX Runtime's message names."""
+def _failure(doing: str, error: Exception) -> StepFailed | MemoryError:
+    """The error with the node that ONNX Runtime's message names; its own word for too little memory is no class."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if _OUT_OF_MEMORY.search(text):
+        return MemoryError(text)
     found = _NODE_IN_MESSAGE.search(text)
     where = f" at node '{found.group(1) or found.group(2)}'" if found else ""
     return StepFailed("unsupported_by_runtime", f"ONNX Runtime fails{where} {doing}: {text[:400]}")
@@ -170,8 +173,8 @@ def optimized(model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
             disabled_optimizers=_RENAMING_OPTIMIZERS,
         )
         result = onnx.load(path)
-    _restore_names(result, model)
-    return onnx.shape_inference.infer_shapes(result, data_prop=True)
+        _restore_names(result, model)
+        return onnx.shape_inference.infer_shapes(result, data_prop=True)
 
 
 def _restore_names(result: onnx.ModelProto, model: onnx.ModelProto) -> None:

@@ -54,10 +54,7 @@ def quantize_static(
     reduce_range = saturates() if spec.reduce_range is None else spec.reduce_range
     unfit = gemm.with_plain_biases(graph)
     excluded = _float_nodes(graph, {*unfit, *(name for weight in left for name in weight.nodes)})
-    with prepare.temporary_folder(context) as folder:
-        path = folder / "model.onnx"
-        path.write_bytes(graph.SerializeToString())
-        ranges = activation_ranges(path, operators, feed, spec, context)
+    ranges = activation_ranges(graph, operators, feed, spec, context)
     result = _insert_pairs(graph, ranges, operators, excluded, spec, reduce_range=reduce_range)
     result = prepare.finished(result, model, context)
     weights = prepare.describe(chosen, result, "its operator has no integer form in this mode")

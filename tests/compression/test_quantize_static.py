@@ -12,11 +12,13 @@ from onnx import helper
 
 from compression.context import Context
 from compression.errors import Cancelled, DataRejected, StepFailed
+from compression.quantization.calibration import batch_size
 from compression.quantization.isa import saturates
 from compression.quantization.step import quantize
 from compression.spec import QuantizeStatic
 from tests.compression.models import cnn, embedding, make_model, mlp, value, weight
 from tests.compression.quantizing import (
+    DIGITS,
     apply,
     dataset,
     digits_accuracy,
@@ -144,6 +146,34 @@ def test_digits_stay_within_a_point_of_float(settings, tmp_path):
     assert result.ByteSize() < 0.3 * model.ByteSize()
     assert len(details["weights"]) == 6
     assert all("skipped" not in entry for entry in details["weights"])
+
+
+@pytest.mark.skipif(not saturates(), reason="this CPU adds products of 8-bit integers without saturating")
+def test_7_bits_are_better_than_8_where_sums_saturate(tmp_path):
+    model = digits_model()
+    images = np.load(DIGITS / "evaluation.npz")["image"]
+    expected = outputs(model, image=images)
+    noise = {}
+    for reduce_range in (True, False):
+        result, _ = apply(model, QuantizeStatic(reduce_range=reduce_range), tmp_path, digits_calibration())
+        noise[reduce_range] = sqnr(expected, outputs(result, image=images))
+    assert noise[True] > noise[False] + 6
+
+
+def test_large_activations_make_small_batches():
+    side = 1024  # x, c and y: 1 + 8 + 8 planes of 4 MiB a sample, and 256 MiB are allowed
+    rng = np.random.default_rng(0)
+    model = make_model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["c"], ["y"], "relu"),
+        ],
+        [value("x", ["n", 1, side, side])],
+        [value("y", ["n", 8, side, side])],
+        {"w": weight(rng, 8, 1, 3, 3)},
+    )
+    assert batch_size(model) == 256 // (17 * 4)
+    assert batch_size(cnn()) == 32
 
 
 def test_the_runtime_computes_the_convolutions_in_integers(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from compression.errors import StepFailed
-from compression.quantization import isa
+from compression.quantization import isa, prepare
 from compression.spec import QuantizeDynamic, QuantizeFloat16, QuantizeStatic, QuantizeWeightOnly
 from tests.compression.models import cnn, make_model, mlp, value
 from tests.compression.quantizing import DIGITS, apply, dataset, digits_calibration, digits_model
@@ -194,6 +194,19 @@ def test_weights_that_are_inputs_too(spec, pictures, tmp_path):
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     result, _ = apply(model, spec, tmp_path, pictures)
     assert [entry.name for entry in result.graph.input] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("message", "raised"),
+    [
+        ("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc", MemoryError),
+        ("BFCArena: Failed to allocate memory for requested buffer of size 68719476736", MemoryError),
+        ("Quantization parameters are not specified for param c", StepFailed),
+    ],
+)
+def test_too_little_memory_is_told_from_what_is_not_supported(message, raised):
+    with pytest.raises(raised), prepare.runtime_failures("quantizing"):
+        raise RuntimeError(message)
 
 
 def test_details_are_plain_data(tmp_path):
