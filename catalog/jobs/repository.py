@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,10 @@ from catalog.jobs.tables import (
     JobDatasetRow,
     JobRow,
 )
+
+# Built once: they are asked for by everybody who polls, and building a statement costs as much as running it.
+_BY_ID = select(JobRow).where(JobRow.id == bindparam("job_id")).execution_options(populate_existing=True)
+_DATASETS_OF = select(JobDatasetRow.role, JobDatasetRow.dataset_id).where(JobDatasetRow.job_id == bindparam("job_id"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Jobs:
 
     def get(self, job_id: str, *, lock: bool = False) -> JobRow:
         """The job; `lock` keeps others from changing it until the transaction ends."""
-        row = self._session.get(JobRow, job_id, with_for_update=lock or None)
+        query = _BY_ID.with_for_update() if lock else _BY_ID
+        row = self._session.scalars(query, {"job_id": job_id}).one_or_none()
         if row is None:
             raise NotFound(f"There is no job {job_id}.", code="job_not_found")
         return row
@@ -114,8 +119,7 @@ class Jobs:
 
     def datasets(self, job_id: str) -> dict[str, str]:
         """Dataset ids by role."""
-        rows = self._session.scalars(select(JobDatasetRow).where(JobDatasetRow.job_id == job_id))
-        return {row.role: row.dataset_id for row in rows}
+        return dict(self._session.execute(_DATASETS_OF, {"job_id": job_id}).tuples().all())
 
     def datasets_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Dataset ids by role, for several jobs in one query."""
