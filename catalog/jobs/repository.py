@@ -119,7 +119,7 @@ class Jobs:
 
     def datasets(self, job_id: str) -> dict[str, str]:
         """Dataset ids by role."""
-        return dict(self._session.execute(_DATASETS_OF, {"job_id": job_id}).tuples().all())
+        return dict(self._session.execute(_DATASETS_OF, {"job_id": job_id}).all())
 
     def datasets_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Dataset ids by role, for several jobs in one query."""
