@@ -4,6 +4,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS = $(addprefix -c ,$(wildcard constraints.txt))
 PINS = pyproject.toml $(wildcard constraints.txt)
 
+BENCHMARKS = start_up transfers queueing job_overhead
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test lint test-soak bench clean
 
@@ -31,7 +33,7 @@ test-soak: .venv/.dev.stamp ## Run the tests that take many minutes
 	$(BIN)/pytest -m soak
 
 bench: .venv/.dev.stamp ## Measure what the README states
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## Remove .venv, caches and what the demo left
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info demo-report

@@ -41,8 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--gets", type=int, default=4000)
+    parser.add_argument("--api-processes", type=int, default=2)
     options = parser.parse_args()
-    with running_service("--no-worker") as service:
+    with running_service("--no-worker", "--api-processes", str(options.api_processes)) as service:
         started = workers(service, "io")
         try:
             with Levity(service.url) as levity:
@@ -63,6 +64,7 @@ def main() -> None:
             table(
                 [
                     ("what", "measured", "wanted"),
+                    ("API processes", options.api_processes, ""),
                     (f"POST /v1/jobs, {THREADS} clients", f"{submit_rate:.0f}/s", "100/s"),
                     (f"GET /v1/jobs/{{id}}, {THREADS} clients", f"{get_rate:.0f}/s", "500/s"),
                     ("jobs submitted", options.jobs, ""),

@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for all that is kept (%(default)s)",
     )
     command.add_argument("--no-worker", action="store_true", help="the API alone")
+    command.add_argument(
+        "--api-processes", type=int, choices=range(1, 65), default=1, metavar="N", help="processes of the API (1)"
+    )
     command.set_defaults(run=_serve)
 
     command = commands.add_parser("demo", help="compress a small real model and show before and after")
@@ -129,7 +132,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return serve(host=options.host, port=options.port, data_dir=options.data_dir, workers=not options.no_worker)
+    return serve(
+        host=options.host,
+        port=options.port,
+        data_dir=options.data_dir,
+        workers=not options.no_worker,
+        api_processes=options.api_processes,
+    )
 
 
 def _compress(options: argparse.Namespace) -> int:

@@ -16,11 +16,11 @@ _WATCH_SECONDS = 0.5
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(*, host: str, port: int, data_dir: Path, workers: bool) -> int:
+def serve(*, host: str, port: int, data_dir: Path, workers: bool, api_processes: int) -> int:
     """Start the service, say where it is, and stay until SIGINT or SIGTERM; a second one kills at once."""
     # Until it is ready there is nothing to stop in order: SIGTERM ends the start like Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    service = Service(data_dir, host=host, port=port, workers=workers, log=_log)
+    service = Service(data_dir, host=host, port=port, workers=workers, api_processes=api_processes, log=_log)
     service.start()
     with _Signals() as signals:
         sys.stdout.write(f"Levity is ready at {service.url} (documentation: {service.url}/docs). Ctrl-C stops it.\n")

@@ -64,6 +64,7 @@ class Service:
         host: Loopback address to listen on.
         port: TCP port; 0 takes a free one.
         workers: Whether to start workers too.
+        api_processes: Processes that answer requests, on the same port.
         log: Takes each line that the processes write, with the process's name before it.
         inherit: Whether `LEVITY_*` variables of this process hold for the service; without them it is embedded, with
             its database, queue and blobs in `data_dir`, whatever production they name.
@@ -76,6 +77,7 @@ class Service:
         host: str = "127.0.0.1",
         port: int = 0,
         workers: bool = True,
+        api_processes: int = 1,
         log: Log,
         inherit: bool = True,
     ) -> None:
@@ -89,6 +91,7 @@ class Service:
         kept = {key: value for key, value in os.environ.items() if inherit or not key.startswith("LEVITY_")}
         self._environment = {**kept, "LEVITY_DATA_DIR": str(self._data_dir), "PYTHONUNBUFFERED": "1"}
         api = ["uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)]
+        api += ["--workers", str(api_processes)] if api_processes > 1 else []
         self._api = _Process("api", [*api, "--no-access-log", "--timeout-graceful-shutdown", "5"])
         queues = ["cpu", "io", *(["gpu"] if Path("/dev/nvidia0").exists() else [])] if workers else []
         self._workers = [_Process(f"worker-{queue}", ["workers", "--queue", queue]) for queue in queues]
