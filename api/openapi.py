@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from api.dependencies import Document
 from api.errors import MEDIA_TYPE, STATUS, FieldProblem, Problem, title
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -67,6 +68,11 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
             )
             schemas = schema["components"]["schemas"]
             schemas.update(definitions["$defs"])
+            for model in Document.__subclasses__():
+                # FastAPI leaves every null out of the document, those in examples too.
+                extra = model.model_config.get("json_schema_extra")
+                if isinstance(extra, dict) and model.__name__ in schemas:
+                    schemas[model.__name__].update(extra)
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             app.openapi_schema = schema

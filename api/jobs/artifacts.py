@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from api.errors import RequestError
 from api.uploads import digest
 from catalog.blobs import Blobs
+from catalog.errors import NotFound
 from catalog.jobs.tables import ArtifactRow
 
 # One range only: a server may ignore others, and lists of many ranges have been used to exhaust servers.
@@ -27,6 +28,7 @@ def respond(artifact: ArtifactRow, blobs: Blobs, request: Headers, *, body: bool
 
     Raises:
         RequestError: `range_not_satisfiable`.
+        NotFound: Somebody emptied the store.
     """
     etag = f'"{artifact.sha256}"'
     headers = {
@@ -52,6 +54,9 @@ def respond(artifact: ArtifactRow, blobs: Blobs, request: Headers, *, body: bool
         status, (start, end) = HTTPStatus.PARTIAL_CONTENT, part
         headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
     headers["content-length"] = str(end - start)
+    if not blobs.exists(artifact.sha256):
+        # Once the first bytes are sent it is too late to say so.
+        raise NotFound(f"The bytes of artifact {artifact.name} are gone from the store.", code="artifact_not_found")
     if not body:
         return Response(status_code=status, headers=headers)
     chunks = _read_ahead(blobs.read(artifact.sha256, start, end))

@@ -119,6 +119,48 @@ class Links(Document):
 class Job(Document):
     """One run of a pipeline on a model."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "job_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                    "name": "half the weights",
+                    "labels": {"team": "vision"},
+                    "model_id": "mdl_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                    "data": {},
+                    "pipeline": [{"type": "prune", "amount": 0.5}],
+                    "benchmark": BenchmarkSpec().model_dump(mode="json"),
+                    "seed": 0,
+                    "queue": "cpu",
+                    "priority": 0,
+                    "state": "running",
+                    "phase": "pruning",
+                    "progress": 0.2,
+                    "message": "",
+                    "attempt": 1,
+                    "max_attempts": 3,
+                    "cancel_requested": False,
+                    "time_limit_seconds": 3600.0,
+                    "created_at": "2026-11-24T17:23:35.816Z",
+                    "started_at": "2026-11-24T17:23:35.901Z",
+                    "finished_at": None,
+                    "error": None,
+                    "metrics": None,
+                    "steps": None,
+                    "notes": None,
+                    "artifacts": [],
+                    "links": {
+                        "self": "/v1/jobs/job_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                        "model": "/v1/models/mdl_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                        "events": "/v1/jobs/job_0193f0c2a6b77c0d8a4be21d09f1a2b3/events",
+                        "attempts": "/v1/jobs/job_0193f0c2a6b77c0d8a4be21d09f1a2b3/attempts",
+                        "artifacts": "/v1/jobs/job_0193f0c2a6b77c0d8a4be21d09f1a2b3/artifacts",
+                    },
+                }
+            ]
+        }
+    )
+
     id: str
     name: str
     labels: dict[str, str]

@@ -69,6 +69,30 @@ class Rejection(Document):
 class Model(Document):
     """A neural network."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "mdl_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                    "name": "resnet18",
+                    "state": "inspecting",
+                    "files": [
+                        {
+                            "name": GRAPH_NAME,
+                            "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                            "size": 46838023,
+                        }
+                    ],
+                    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "size": 46838023,
+                    "summary": None,
+                    "error": None,
+                    "created_at": "2026-11-24T17:23:35.816Z",
+                }
+            ]
+        }
+    )
+
     id: str
     name: str
     state: ModelState

@@ -40,7 +40,7 @@ class CompleteUpload(Body):
     sha256: Sha256 | None = None
     """Hash of the whole."""
     parts: tuple[Annotated[int, Field(ge=1, le=MAX_PARTS)], ...] | None = Field(
-        default=None, min_length=1, max_length=MAX_PARTS
+        default=None, max_length=MAX_PARTS, json_schema_extra={"minItems": 1}
     )
     """Numbers of the parts that make the whole, ascending; all from 1 to the highest that arrived unless given."""
 
@@ -56,6 +56,25 @@ class Part(Document):
 
 class Upload(Document):
     """Bytes in the store, or on their way there."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "upl_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                    "state": "complete",
+                    "filename": "resnet18.onnx",
+                    "size": 46838023,
+                    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "received_bytes": 46838023,
+                    "parts": [],
+                    "part_size": 16777216,
+                    "created_at": "2026-11-24T17:23:35.816Z",
+                    "completed_at": "2026-11-24T17:23:36.104Z",
+                }
+            ]
+        }
+    )
 
     id: str
     state: UploadState

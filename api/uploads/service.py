@@ -171,8 +171,8 @@ def contiguous_bytes(upload: Json) -> int:
 def _chosen_parts(numbers: Sequence[int] | None, known: dict[int, PartRow]) -> list[PartRow]:
     if numbers is None:
         numbers = range(1, max(known, default=1) + 1)
-    elif list(numbers) != sorted(set(numbers)):
-        raise InvalidField("/parts", "List each part once, in ascending order.")
+    elif not numbers or list(numbers) != sorted(set(numbers)):
+        raise InvalidField("/parts", "List at least one part, and each once, in ascending order.")
     for number in numbers:
         if number not in known:
             raise Conflict(f"Part {number} has not arrived; send it, then complete the upload.", code="part_missing")
