@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -28,6 +29,8 @@ from catalog.db import Database
 from catalog.settings import Settings
 
 _WRITER_THREADS = 8
+# Far longer than any transfer pauses, on this process's or another's behalf.
+_STAGED_SECONDS = 24 * 3600
 _DESCRIPTION = """
 Levity takes weight off neural networks. Upload a model and data, post a job that says what to do, and fetch smaller,
 faster files with measured numbers.
@@ -87,10 +90,12 @@ def _open(settings: Settings) -> Services:
 
     database = Database(settings.resolved_database_url)
     database.migrate()
+    blobs = Blobs.from_settings(settings)
+    blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
     return Services(
         settings=settings,
         database=database,
-        blobs=Blobs.from_settings(settings),
+        blobs=blobs,
         wakeups=Wakeups(build_celery(settings)),
         metrics=Metrics(database, worker_silence_seconds=settings.lease_seconds),
         writer_threads=CapacityLimiter(_WRITER_THREADS),

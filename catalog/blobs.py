@@ -126,6 +126,15 @@ class Blobs:
         """A name in the staging folder that nobody else uses."""
         return self.staging / f"{os.getpid()}-{os.urandom(12).hex()}"
 
+    def remove_abandoned(self, *, older_than: float) -> None:
+        """Remove staged files that nobody wrote to since `older_than` (seconds since 1970): their process was killed."""
+        for path in self.staging.iterdir():
+            try:
+                if path.stat().st_mtime < older_than:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
+
     def exists(self, sha256: str) -> bool:
         """Whether the blob is there."""
         try:

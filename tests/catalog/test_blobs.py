@@ -165,6 +165,13 @@ def test_many_writers_of_the_same_blob(blobs):
     assert list(blobs.staging.iterdir()) == []
 
 
+def test_files_that_a_killed_process_left_are_removed(blobs):
+    old, new = staged(blobs), staged(blobs)
+    os.utime(old, (1000, 1000))
+    blobs.remove_abandoned(older_than=2000)
+    assert list(blobs.staging.iterdir()) == [new]
+
+
 def test_the_store_answers(blobs):
     blobs.ping()
     assert blobs.free_bytes() > 0
