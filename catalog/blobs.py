@@ -127,7 +127,7 @@ class Blobs:
         return self.staging / f"{os.getpid()}-{os.urandom(12).hex()}"
 
     def remove_abandoned(self, *, older_than: float) -> None:
-        """Remove staged files that nobody wrote to since `older_than` (seconds since 1970): their process was killed."""
+        """Remove staged files not written to since `older_than` (seconds since 1970): leftovers of killed processes."""
         for path in self.staging.iterdir():
             try:
                 if path.stat().st_mtime < older_than:
