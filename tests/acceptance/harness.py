@@ -21,7 +21,7 @@ from catalog.jobs.repository import Jobs
 from catalog.jobs.states import TERMINAL, AttemptOutcome, JobState
 from catalog.jobs.tables import AttemptRow, JobRow
 from catalog.settings import Settings
-from levity import Job, Levity
+from levity import Job, Levity, die_with_parent
 from tests.acceptance.backends import Backend
 from tests.acceptance.processes import ProcessInfo, descendants, eventually, orphans, runs
 
@@ -170,9 +170,11 @@ class Service:
     def _start(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> Process:
         self._started += 1
         log = self.folder / f"{self._started:02d}-{name}.log"
+        # Nothing goes on when pytest itself is killed.
+        wrapper = [sys.executable, "-S", "-E", die_with_parent.__file__, str(os.getpid())]
         with log.open("wb") as file:
             popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", *command],
+                [*wrapper, sys.executable, "-P", "-m", *command],
                 env={**self.environment, **(extra or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -170,13 +170,13 @@ def test_api_killed_while_jobs_are_submitted(service, inputs):
                 return job.id
 
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(submit, number) for number in range(12)]
-        for _ in range(4):
+        futures = [pool.submit(submit, number) for number in range(8)]
+        for _ in range(3):
             submitted.acquire()
         service.api.kill()
         service.start_api()
         accepted = {future.result() for future in futures}
-    assert len(accepted) == 12
+    assert len(accepted) == 8
     with service.database.read() as session:
         rows = [row.id for row in session.scalars(select(JobRow)) if row.labels.get("mark") == mark]
     assert sorted(rows) == sorted(accepted)

@@ -49,11 +49,11 @@ def test_three_messages_at_once_for_one_job(service, inputs):
 
 
 def test_wiped_broker(service, inputs):
-    """Fifty jobs wait, ten compressions and forty inspections, and all messages vanish."""
+    """Fifty jobs wait, five compressions and forty-five inspections, and all messages vanish."""
     service.stop_workers()
-    jobs = [inputs.submit().id for _ in range(10)]
+    jobs = [inputs.submit().id for _ in range(5)]
     upload = service.client.upload(DIGITS / "calibration.npz")
-    datasets = [service.client.create_dataset(upload, wait=0) for _ in range(40)]
+    datasets = [service.client.create_dataset(upload, wait=0) for _ in range(45)]
     assert service.backend.wipe_broker() > 0
     service.ensure()
     for job_id in jobs:
