@@ -7,8 +7,9 @@ depend on the clocks of workers, and SQLite has no type for points in time.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         self.url = url
+        # SQLite has one writer, and makes those that wait poll with growing pauses. Threads of one process need not.
+        self._turn: AbstractContextManager[object] = nullcontext()
         if make_url(url).get_backend_name() == "sqlite":
+            self._turn = threading.RLock()
             self._engine = _sqlite_engine(url, pool_size)
         else:
             self._engine = create_engine(url, pool_size=pool_size, max_overflow=30, pool_pre_ping=True)
@@ -80,7 +84,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back when an exception leaves the block."""
         with Session(self._engine, expire_on_commit=False) as session:
-            with session.begin():
+            with self._turn, session.begin():
                 yield session
             for send in session.info.pop("after_commit", ()):
                 send()
