@@ -19,8 +19,6 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-logger = logging.getLogger(__name__)
-
 Json = dict[str, Any]
 
 # Names for constraints that do not depend on the engine, so that migrations can refer to them.
@@ -100,6 +98,8 @@ class Database:
         from alembic import command  # noqa: PLC0415
         from alembic.config import Config  # noqa: PLC0415
 
+        # It announces its plugins at every start.
+        logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._engine.begin() as connection:
