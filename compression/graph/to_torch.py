@@ -34,7 +34,8 @@ class UnsupportedOperator(StepFailed):
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         shown = "; ".join(
-            f"node '{problem.node}': {problem.operator} ({problem.domain or 'ai.onnx'} {problem.opset}), {problem.reason}"
+            f"node '{problem.node}', {problem.operator} ({problem.domain or 'ai.onnx'} {problem.opset}): "
+            f"{problem.reason}"
             for problem in self.problems[:5]
         )
         more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
@@ -126,7 +127,7 @@ def _has_definition(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
     except onnx.defs.SchemaError:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return bool(getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False))
 
 
 def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:

@@ -366,7 +366,7 @@ class GraphBuilder:
         return node
 
     def _weight_elements(self, node: fx.Node) -> int:
-        return self.initializer(node.meta["initializer"]).numel()
+        return int(self.initializer(node.meta["initializer"]).numel())
 
     def _lift(self, tensor: torch.Tensor) -> fx.Node:
         """A constant as a buffer."""

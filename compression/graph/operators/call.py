@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import onnx
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compression.graph.operators.builder import GraphBuilder
 
 # Known at import, or computed by the module.
-Value = torch.Tensor | fx.Node
+Value: TypeAlias = torch.Tensor | fx.Node
 
 _AS_STORED = AsStored()
 

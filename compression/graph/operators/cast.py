@@ -13,7 +13,7 @@ from compression.graph.operators.float_formats import to_float4, to_float8, to_p
 from compression.graph.operators.registry import operator
 
 # Bits and signedness of integers that travel in wider ones.
-_NARROW_INTEGERS = {
+_NARROW_INTEGERS: dict[int, tuple[int, bool]] = {
     TensorProto.INT4: (4, True),
     TensorProto.UINT4: (4, False),
     TensorProto.INT2: (2, True),

@@ -88,7 +88,7 @@ def tensor_from_proto(proto: onnx.TensorProto) -> torch.Tensor:
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The elements in row-major order, little endian, as `TensorProto.raw_data` holds them."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:

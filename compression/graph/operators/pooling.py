@@ -104,7 +104,7 @@ def max_pool_with_indices(
     padded = _pad(x, found, -torch.inf)
     pool = _MAX_POOL[len(kernel) - 1]
     values, indices = pool(padded, kernel, stride, 0, dilation, return_indices=True)
-    positions = []
+    positions: list[torch.Tensor] = []
     for axis in reversed(range(len(kernel))):
         length = padded.shape[2 + axis]
         positions.insert(0, indices % length - found[axis][0])

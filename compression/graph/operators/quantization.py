@@ -15,7 +15,7 @@ from compression.graph.operators.linear import integer_matmul
 from compression.graph.operators.padding import torch_pads
 from compression.graph.operators.registry import operator
 
-_RANGES = {
+_RANGES: dict[int, tuple[int, int]] = {
     TensorProto.UINT8: (0, 255),
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT16: (0, 65535),

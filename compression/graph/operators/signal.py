@@ -43,7 +43,7 @@ def fourier(x: torch.Tensor, length: int | None, axis: int, inverse: bool, onesi
         inverse: Divide by the length, the other sign.
         onesided: Only the first half of a real input's spectrum; inverse: that half back to a real signal.
     """
-    axis = axis % x.dim() if axis >= 0 else axis % x.dim()
+    axis %= x.dim()
     if inverse and onesided:
         return torch.fft.irfft(torch.view_as_complex(x.contiguous()), length, axis).unsqueeze(-1)
     signal = x.squeeze(-1) if x.shape[-1] == 1 else torch.view_as_complex(x.contiguous())

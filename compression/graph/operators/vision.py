@@ -79,7 +79,7 @@ def columns_to_image(
 @operator("Col2Im")
 def col2im(op: OperatorCall) -> Any:
     image, block = op.ints(1), op.ints(2)
-    spatial = len(op.constant(1)) if op.constant(1) is not None else (op.shape(1) or [2])[0]
+    spatial = int((op.shape(1) or [2])[0] or 2)
     stride, dilation = op.attribute("strides", [1] * spatial), op.attribute("dilations", [1] * spatial)
     pads = op.attribute("pads", [0] * 2 * spatial)
     return op.call(columns_to_image, op.tensor(0), image, block, stride, dilation, pads)

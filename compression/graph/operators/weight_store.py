@@ -57,7 +57,7 @@ class WeightStore:
         if entry is None:
             tensors = tuple(nn.Parameter(tensor) for tensor in layout.split(values))
             entry = self._weights[initializer] = _Entry(initializer, layout, tensors)
-        return entry.tensors  # type: ignore[return-value]  # made as parameters just above
+        return entry.tensors  # type: ignore[return-value, unused-ignore]  # made as parameters just above
 
     def statistics(self, initializer: str, values: torch.Tensor, use: Use) -> torch.Tensor:
         """A buffer of running statistics for one layer, even where the file shares the initializer."""
