@@ -73,21 +73,8 @@ class Blobs:
         if self.exists(sha256):
             path.unlink()
             return
-        if self._folder is None:
-            with path.open("rb") as file:
-                obstore.put(self._store, _key(sha256), file)
-            path.unlink()
-            return
-        target = self._folder / _key(sha256)
-        try:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-            path.chmod(0o444)
-            _make_durable_folder(target.parent)
-            path.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise store_error(error) from error
+        path.chmod(0o444)
+        self._move_in(path, _key(sha256))
 
     def copy_in(self, path: Path, *, expected_sha256: str | None = None) -> tuple[str, int]:
         """Copy a file into the store and return its hash and size; `path` stays.
@@ -189,21 +176,7 @@ class Blobs:
 
     def put_part(self, part: PartKey, path: Path) -> None:
         """Keep a part of an upload until it is assembled; `path` is gone afterwards."""
-        key = str(part)
-        if self._folder is None:
-            with path.open("rb") as file:
-                obstore.put(self._store, key, file)
-            path.unlink()
-            return
-        target = self._folder / key
-        try:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-            _make_durable_folder(target.parent)
-            path.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise store_error(error) from error
+        self._move_in(path, str(part))
 
     def assemble(self, parts: Sequence[PartKey], *, expected_sha256: str | None) -> tuple[str, int]:
         """Join parts in this order to one blob and return its hash and size; the parts stay until `drop_parts`.
@@ -242,6 +215,22 @@ class Blobs:
         except (NotFoundError, FileNotFoundError):
             return
 
+    def _move_in(self, path: Path, key: str) -> None:
+        """Put a file under `key`, durably; `path` is gone afterwards."""
+        if self._folder is None:
+            with path.open("rb") as file:
+                obstore.put(self._store, key, file)
+            path.unlink()
+            return
+        target = self._folder / key
+        try:
+            _sync(path, os.O_RDONLY)
+            _make_durable_folder(target.parent)
+            path.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise store_error(error) from error
+
     def _delete_key(self, key: str) -> None:
         try:
             obstore.delete(self._store, key)
@@ -276,7 +265,11 @@ def _make_durable_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
