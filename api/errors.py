@@ -48,6 +48,7 @@ STATUS: dict[str, HTTPStatus] = {
     "range_not_satisfiable": HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
     "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
     "calibration_data_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "training_data_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
     "dataset_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,
     "digest_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,
     "idempotency_key_reused": HTTPStatus.UNPROCESSABLE_ENTITY,

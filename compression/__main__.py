@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("model", type=Path, help="ONNX file; external data lies beside it")
     run.add_argument("--spec", type=Path, required=True, help="JSON file with the pipeline: steps, benchmark, seed")
     run.add_argument("--calibration", type=Path, help="dataset for activation ranges (safetensors, npz, zip)")
+    run.add_argument("--training", type=Path, help="dataset that steps which train learn from")
     run.add_argument("--evaluation", type=Path, help="dataset for accuracy and agreement")
     run.add_argument("--images", type=Path, help="JSON file that says how pictures become samples")
     run.add_argument("--threads", type=int, default=0, help="threads of the runtime; 0 lets it choose")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+DataRole = Literal["calibration", "training", "evaluation"]
+"""What a dataset serves for in a run."""
 
 NamePattern = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -23,3 +26,8 @@ class StepSpec(Spec):
     node that uses it matches one of them. A pattern that matches nothing is an error."""
     exclude: tuple[NamePattern, ...] = Field(default=(), max_length=1000)
     """Like `include`, and wins over it."""
+
+    @property
+    def data_needed(self) -> frozenset[DataRole]:
+        """What the step cannot do without; steps that need no data say nothing."""
+        return frozenset()

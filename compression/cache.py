@@ -24,6 +24,11 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def checkpoint_key(step_key: str) -> str:
+    """The key under which an unfinished step keeps how far it got."""
+    return hashlib.sha256(f"checkpoint {step_key}".encode()).hexdigest()
+
+
 def step_keys(
     model_sha256: str, data_sha256: Mapping[str, str], spec: PipelineSpec, host: Iterable[str] = ()
 ) -> list[str]:

@@ -9,42 +9,32 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import get_args
 
 import onnx
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression import publishing
+from compression._spec_base import DataRole
 from compression.benchmarking.measure import measure
 from compression.cache import step_keys
-from compression.clustering.step import cluster
 from compression.context import Context, StepCache
 from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
+from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
-from compression.pruning.step import prune
 from compression.quantization.isa import cpu_facts
-from compression.quantization.step import quantize
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
 from compression.signature import ModelSummary
-from compression.spec import (
-    Cluster,
-    PipelineSpec,
-    Prune,
-    QuantizeDynamic,
-    QuantizeFloat16,
-    QuantizeStatic,
-    QuantizeWeightOnly,
-    Step,
-)
+from compression.spec import PipelineSpec, missing_data
 from compression.verification import Verifier, reference_outputs
 
-ROLES = ("calibration", "evaluation")
-_PHASES = {"prune": "pruning", "cluster": "clustering", "quantize": "quantizing"}
+ROLES = get_args(DataRole)
+_PHASES = {"prune": "pruning", "finetune": "training", "cluster": "clustering", "quantize": "quantizing"}
 _VERIFIED_SAMPLES = 8
 # Where the phases end, as shares of the whole run.
 _LOADED, _STEPPED, _VERIFIED, _MEASURED = 0.05, 0.6, 0.65, 0.95
@@ -65,8 +55,8 @@ def run(
         model: An ONNX file; external data lies beside it.
         spec: The steps and how to measure.
         context: Folder, device, hooks.
-        data: Datasets by role: `calibration`, `evaluation`. Both are optional, save that static quantization needs
-            the first.
+        data: Datasets by role: `calibration`, `training`, `evaluation`. All are optional, save that static
+            quantization needs the first and steps that train need the second.
         model_sha256: Hash of the upload, where the caller knows it already.
         data_sha256: Hashes of the datasets by role, likewise.
 
@@ -122,16 +112,17 @@ class _Subject:
     context: Context
     feeds: Mapping[str, ModelFeed]
 
+    def material(self, key: str) -> Material:
+        return Material(self.feeds, lambda: onnx.load(self.path), self.spec.seed, key)
+
 
 def _check_roles(spec: PipelineSpec, data: Mapping[str, DataSource]) -> None:
     unknown = sorted(set(data) - set(ROLES))
     if unknown:
         raise DataRejected("unknown_role", f"Datasets serve as {' or '.join(ROLES)}, not as '{unknown[0]}'.")
-    if spec.needs_calibration and "calibration" not in data:
-        raise DataRejected(
-            "calibration_data_missing",
-            "Static quantization reads activation ranges from data: give a calibration dataset, or use mode 'dynamic'.",
-        )
+    for role, step in spec.data_needed.items():
+        if role not in data:
+            raise DataRejected(f"{role}_data_missing", missing_data(role, step))
 
 
 def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:
@@ -182,7 +173,7 @@ def _apply_all(
         part = _within(context, index / len(spec.steps), (index + 1) / len(spec.steps))
         part.progress(_PHASES[step.type], 0.0)
         begun = time.perf_counter()
-        model, details = _apply(step, model, part, subject.feeds.get("calibration"), spec.seed)
+        model, details = apply(step, model, part, subject.material(keys[index]))
         done.append(_Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
         if cache is not None:
             _keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)
@@ -191,20 +182,6 @@ def _apply_all(
         for index, one in enumerate(done)
     )
     return model, results
-
-
-def _apply(
-    step: Step, model: onnx.ModelProto, context: Context, calibration: ModelFeed | None, seed: int
-) -> tuple[onnx.ModelProto, dict[str, object]]:
-    match step:
-        case Prune():
-            return prune(model, step, context)
-        case Cluster():
-            return cluster(model, step, context, seed)
-        case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
-            return quantize(model, step, context, calibration, seed)
-        case _:
-            assert_never(step)
 
 
 def _resume(model: onnx.ModelProto, cache: StepCache, keys: Sequence[str]) -> tuple[onnx.ModelProto, list[_Done]]:

@@ -63,6 +63,8 @@ class DatasetSummary(_Record):
     classes: int | None
     """Highest label + 1, or the number of class folders; None without labels."""
     class_names: tuple[str, ...] | None = None
+    targets: TensorSpec | None = None
+    """What the model should give for each sample where that is no class (array `targets`); None without."""
     bytes: int
 
 

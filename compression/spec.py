@@ -11,7 +11,7 @@ from typing import Annotated, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from compression._spec_base import Spec, StepSpec
+from compression._spec_base import DataRole, Spec, StepSpec
 from compression.clustering.spec import Cluster
 from compression.pruning.spec import Prune
 from compression.quantization.spec import (
@@ -21,10 +21,12 @@ from compression.quantization.spec import (
     QuantizeStatic,
     QuantizeWeightOnly,
 )
+from compression.training.spec import Finetune
 
 __all__ = [
     "BenchmarkSpec",
     "Cluster",
+    "Finetune",
     "PipelineSpec",
     "Prune",
     "Quantize",
@@ -52,6 +54,7 @@ def _tag(value: object) -> str | None:
 
 Step = Annotated[
     Annotated[Prune, Tag("prune")]
+    | Annotated[Finetune, Tag("finetune")]
     | Annotated[Cluster, Tag("cluster")]
     | Annotated[QuantizeDynamic, Tag("quantize dynamic")]
     | Annotated[QuantizeStatic, Tag("quantize static")]
@@ -60,7 +63,7 @@ Step = Annotated[
     Discriminator(
         _tag,
         custom_error_type="unknown_step",
-        custom_error_message="type must be prune, cluster or quantize; "
+        custom_error_message="type must be prune, finetune, cluster or quantize; "
         "quantize needs mode dynamic, static, weight_only or float16",
     ),
 ]
@@ -69,7 +72,7 @@ Step = Annotated[
 # A step may follow another only when its rank is not lower: a later step keeps what earlier ones made.
 # Pruning after clustering would pull values out of their clusters, and nothing can follow quantization
 # because the float weights are gone.
-_RANK: dict[str, int] = {"prune": 0, "cluster": 1, "quantize": 2}
+_RANK: dict[str, int] = {"prune": 0, "finetune": 0, "cluster": 1, "quantize": 2}
 _AT_MOST_ONCE = frozenset({"cluster", "quantize"})
 
 
@@ -129,9 +132,26 @@ class PipelineSpec(Spec):
                 raise ValueError(msg)
 
     @property
-    def needs_calibration(self) -> bool:
-        """True when a step reads activation ranges from data."""
-        return any(isinstance(step, QuantizeStatic) for step in self.steps)
+    def data_needed(self) -> dict[DataRole, str]:
+        """Datasets without which a step cannot run, each with the type of the first such step."""
+        needed: dict[DataRole, str] = {}
+        for step in self.steps:
+            for role in sorted(step.data_needed):
+                needed.setdefault(role, step.type)
+        return needed
+
+
+_MISSING_DATA: dict[DataRole, str] = {
+    "calibration": "A '{step}' step reads activation ranges from data: give a calibration dataset, or choose a mode "
+    "that needs none, such as 'dynamic'.",
+    "training": "A '{step}' step trains: give a training dataset.",
+    "evaluation": "A '{step}' step measures accuracy: give an evaluation dataset.",
+}
+
+
+def missing_data(role: DataRole, step: str) -> str:
+    """What to tell a caller who gave no dataset for a role that a step of that type needs."""
+    return _MISSING_DATA[role].format(step=step)
 
 
 def step_classes() -> tuple[type[StepSpec], ...]:

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     steps.add_argument("--pipeline", metavar="FILE", type=Path, help="JSON file with the list of steps")
     command.add_argument("--calibration", metavar="FILE", type=Path, help="dataset to read activation ranges from")
+    command.add_argument("--training", metavar="FILE", type=Path, help="dataset that steps which train learn from")
     command.add_argument("--evaluation", metavar="FILE", type=Path, help="dataset to measure accuracy on")
     command.add_argument("--images", metavar="JSON", type=_object, help="how pictures become samples, for zips of them")
     command.add_argument(
@@ -142,7 +143,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _compress(options: argparse.Namespace) -> int:
-    roles = {"calibration": options.calibration, "evaluation": options.evaluation}
+    roles = {"calibration": options.calibration, "training": options.training, "evaluation": options.evaluation}
     with Levity(options.url) as levity:
         job = compress(
             levity,

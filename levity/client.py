@@ -166,7 +166,7 @@ class Levity:
         Args:
             model: The model or its id.
             pipeline: Steps in order, such as `{"type": "prune", "amount": 0.5}`; `steps` lists what there is.
-            data: Datasets, or their ids, by role: `calibration`, `evaluation`.
+            data: Datasets, or their ids, by role: `calibration`, `training`, `evaluation`.
             benchmark: How the result is measured, such as `{"max_seconds": 10}`.
             seed: Seed of everything random.
             name: What people call the job.

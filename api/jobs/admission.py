@@ -8,7 +8,7 @@ from api.errors import FieldProblem, RequestError
 from catalog.datasets.tables import DatasetRow
 from catalog.models.tables import ModelRow
 from compression.signature import DatasetSummary, ModelSummary, label_problems, mismatches
-from compression.spec import PipelineSpec
+from compression.spec import PipelineSpec, missing_data
 
 
 def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, DatasetRow]) -> None:
@@ -20,14 +20,15 @@ def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, Datas
         datasets: With which data, by role.
 
     Raises:
-        RequestError: `calibration_data_missing`, `dataset_mismatch` or `labels_out_of_range`.
+        RequestError: `calibration_data_missing`, `training_data_missing`, `dataset_mismatch` or `labels_out_of_range`.
     """
-    if spec.needs_calibration and "calibration" not in datasets:
-        raise RequestError(
-            "calibration_data_missing",
-            "Static quantization reads activation ranges from data: name a dataset in data.calibration.",
-            errors=[FieldProblem(pointer="/data/calibration", message="is needed by this pipeline", code="missing")],
-        )
+    for needed, step in spec.data_needed.items():
+        if needed not in datasets:
+            raise RequestError(
+                f"{needed}_data_missing",
+                missing_data(needed, step),
+                errors=[FieldProblem(pointer=f"/data/{needed}", message="is needed by this pipeline", code="missing")],
+            )
     if model.summary is None:
         return
     signature = ModelSummary.model_validate(model.summary)

@@ -60,6 +60,7 @@ Jobs = Annotated[JobService, Depends(_service)]
             "model_rejected",
             "dataset_rejected",
             "calibration_data_missing",
+            "training_data_missing",
             "dataset_mismatch",
             "labels_out_of_range",
             "idempotency_key_reused",

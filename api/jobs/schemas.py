@@ -12,6 +12,7 @@ from api.uploads.schemas import Sha256
 from catalog.db import Json
 from catalog.jobs.states import AttemptOutcome, JobState
 from catalog.jobs.tables import ArtifactRow, AttemptRow, EventRow, JobRow
+from compression._spec_base import DataRole
 from compression.result import Metric, StepResult
 from compression.spec import BenchmarkSpec, PipelineSpec, Step
 
@@ -25,6 +26,8 @@ class JobData(Body):
 
     calibration: str | None = None
     """Dataset that static quantization reads activation ranges from."""
+    training: str | None = None
+    """Dataset that steps which train learn from."""
     evaluation: str | None = None
     """Dataset that accuracy and agreement are measured on."""
 
@@ -165,7 +168,7 @@ class Job(Document):
     name: str
     labels: dict[str, str]
     model_id: str
-    data: dict[Literal["calibration", "evaluation"], str]
+    data: dict[DataRole, str]
     """Dataset ids by role."""
     pipeline: list[Step]
     benchmark: BenchmarkSpec

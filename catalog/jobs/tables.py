@@ -67,7 +67,7 @@ class JobDatasetRow(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     role: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """`calibration` or `evaluation`; for an inspection `subject`."""
+    """`calibration`, `training` or `evaluation`; for an inspection `subject`."""
     dataset_id: Mapped[str] = mapped_column(String(40))
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from compression.data import archive
-from compression.data.base import LABELS, Array, Batch, check_dtype, checked_labels, common_length, spread
+from compression.data.base import LABELS, TARGETS, Array, Batch, check_dtype, checked_labels, common_length, spread
 from compression.errors import DataRejected
 from compression.signature import DatasetSummary, TensorSpec
 
@@ -39,7 +39,7 @@ class ArrayFile(Protocol):
 
 
 class ArrayDataset:
-    """Named arrays whose first axis is the sample; the one called `labels` is the class of each."""
+    """Named arrays whose first axis is the sample; `labels` is the class of each, `targets` what the model should give."""
 
     def __init__(self, path: Path, kind: Literal["safetensors", "npz"]) -> None:
         self._file: ArrayFile = _Safetensors(path) if kind == "safetensors" else _Npz(path)
@@ -52,12 +52,11 @@ class ArrayDataset:
             format=kind,
             samples=samples,
             arrays=tuple(
-                TensorSpec(name=name, dtype=info.dtype, shape=info.shape)
-                for name, info in sorted(arrays.items())
-                if name != LABELS
+                _described(name, info) for name, info in sorted(arrays.items()) if name not in (LABELS, TARGETS)
             ),
             has_labels=self._labels is not None,
             classes=int(self._labels.max()) + 1 if self._labels is not None else None,
+            targets=_described(TARGETS, arrays[TARGETS]) if TARGETS in arrays else None,
             bytes=path.stat().st_size,
         )
 
@@ -68,13 +67,18 @@ class ArrayDataset:
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         indices = spread(self._summary.samples, limit)
         names = [array.name for array in self._summary.arrays]
+        if self._summary.targets is not None:
+            names.append(TARGETS)
         columns = [self._file.rows(name, indices, batch_size) for name in names]
         start = 0
         for arrays in zip(*columns, strict=True):
             inputs = dict(zip(names, arrays, strict=True))
+            targets = inputs.pop(TARGETS, None)
+            if targets is not None:
+                targets = targets.astype(np.float32 if targets.dtype.kind == "f" else np.int64, copy=False)
             taken = indices[start : start + len(arrays[0])]
             start += len(taken)
-            yield Batch(inputs, self._labels[taken] if self._labels is not None else None)
+            yield Batch(inputs, self._labels[taken] if self._labels is not None else None, targets)
 
     def _read_labels(self, samples: int) -> npt.NDArray[np.int64]:
         info = self._file.arrays[LABELS]
@@ -83,6 +87,10 @@ class ArrayDataset:
         if len(info.shape) != 1 or np.dtype(info.dtype).kind not in "iu":
             return checked_labels(np.empty((0,) * len(info.shape), info.dtype))
         return checked_labels(next(self._file.rows(LABELS, spread(samples, None), samples)))
+
+
+def _described(name: str, info: ArrayInfo) -> TensorSpec:
+    return TensorSpec(name=name, dtype=info.dtype, shape=info.shape)
 
 
 _SAFETENSORS_DTYPES = {

@@ -14,6 +14,7 @@ from compression.signature import DatasetSummary
 
 Array = npt.NDArray[Any]
 LABELS = "labels"
+TARGETS = "targets"
 MAX_LABEL = 10_000_000
 SUPPORTED = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"}
@@ -27,10 +28,13 @@ class Batch:
     Attributes:
         inputs: Arrays by name; the first axis is the sample.
         labels: (n,) int64 class indices, or None where the dataset has none.
+        targets: (n, …) what the model's output should be where it is no class: floats, or int64 tokens, one for each
+            position; None where the dataset has none.
     """
 
     inputs: dict[str, Array]
     labels: npt.NDArray[np.int64] | None
+    targets: Array | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -86,7 +90,7 @@ def common_length(shapes: dict[str, Sequence[int]]) -> int:
     Raises:
         DataRejected: `empty_dataset` or `lengths_differ`.
     """
-    if not set(shapes) - {LABELS}:
+    if not set(shapes) - {LABELS, TARGETS}:
         raise DataRejected("empty_dataset", f"The dataset holds no input array, only {sorted(shapes) or 'nothing'}.")
     scalars = [name for name, shape in shapes.items() if not shape]
     if scalars:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from compression.data.base import Batch
+from compression.data.base import TARGETS, Batch
 from compression.data.source import DataSource, open_dataset
 from compression.errors import DataRejected
 from compression.signature import DatasetSummary, ModelSummary, TensorSpec, label_problems
@@ -42,7 +42,10 @@ def _elements(array: TensorSpec) -> int:
 
 def check_finite(batch: Batch, start: int) -> None:
     """Raise `DataRejected` `non_finite_values` at the first NaN or infinity; `start` is the batch's first index."""
-    for name, values in batch.inputs.items():
+    arrays = dict(batch.inputs)
+    if batch.targets is not None:
+        arrays[TARGETS] = batch.targets
+    for name, values in arrays.items():
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             where = np.argwhere(~np.isfinite(values))[0]
             index = [int(where[0]) + start, *(int(axis) for axis in where[1:])]

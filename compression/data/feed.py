@@ -44,6 +44,11 @@ class ModelFeed:
     def summary(self) -> DatasetSummary:
         return self._dataset.summary
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """Samples that the model takes at a time, or None where its batch axis is open."""
+        return self._fixed
+
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         """Like `Dataset.batches`; a batch axis that the model fixes replaces `batch_size`."""
         size = self._fixed or batch_size
@@ -54,4 +59,6 @@ class ModelFeed:
             check_finite(batch, start)
             start += len(batch)
             if self._fixed is None or len(batch) == self._fixed or not self._whole_batches:
-                yield Batch({self._names[name]: values for name, values in batch.inputs.items()}, batch.labels)
+                yield Batch(
+                    {self._names[name]: values for name, values in batch.inputs.items()}, batch.labels, batch.targets
+                )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import onnx
 import torch
 from torch import fx
@@ -23,7 +25,7 @@ def write_back(module: fx.GraphModule, model: onnx.ModelProto) -> onnx.ModelProt
     result.CopyFrom(model)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    for binding in module.bindings:
+    for binding in cast("tuple[Binding, ...]", module.bindings):
         if binding.initializer not in stored:
             continue
         values = binding.layout.join([tensors[target].detach().cpu() for target in binding.targets])

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from compression._spec_base import StepSpec
+from compression._spec_base import DataRole, StepSpec
 
 
 class QuantizeDynamic(StepSpec):
@@ -49,6 +49,10 @@ class QuantizeStatic(StepSpec):
     reduce_range: bool | None = None
     """Use 7 of the 8 bits of a weight, which CPUs without VNNI need to add products without saturating.
     None: decided by this machine's CPU."""
+
+    @property
+    def data_needed(self) -> frozenset[DataRole]:
+        return frozenset({"calibration"})
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> Self:

@@ -39,7 +39,7 @@ FLOAT16 = {"type": "quantize", "mode": "float16"}
 def test_legal_orders(steps):
     spec = PipelineSpec.model_validate({"steps": steps})
     assert [step.type for step in spec.steps] == [step["type"] for step in steps]
-    assert spec.needs_calibration == (STATIC in steps)
+    assert ("calibration" in spec.data_needed) == (STATIC in steps)
     assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -66,7 +66,7 @@ def test_illegal_orders(steps, message):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"type": "shrink"}, "type must be prune, cluster or quantize"),
+        ({"type": "shrink"}, "type must be prune, finetune, cluster or quantize"),
         ({"type": "quantize", "mode": "magic"}, "quantize needs mode dynamic"),
         ({"type": "prune"}, "give exactly one of amount, threshold and pattern, not none"),
         ({"type": "prune", "amount": 0.5, "threshold": 1}, "not amount and threshold"),

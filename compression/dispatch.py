@@ -1,0 +1,84 @@
+"""From a step's spec to the function that applies it: the one place that knows them all."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+import onnx
+
+from compression.clustering.step import cluster
+from compression.context import Context
+from compression.data.feed import ModelFeed
+from compression.errors import StepFailed
+from compression.pruning.step import prune
+from compression.quantization.step import quantize
+from compression.spec import (
+    Cluster,
+    Finetune,
+    Prune,
+    QuantizeDynamic,
+    QuantizeFloat16,
+    QuantizeStatic,
+    QuantizeWeightOnly,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from compression.training.step import TrainingMaterial
+
+
+@dataclass(frozen=True)
+class Material:
+    """What steps may use beside the model.
+
+    Attributes:
+        feeds: Datasets by role, as the model wants them. What the step's spec says it needs is there.
+        original: Gives the model as it was uploaded.
+        seed: The run's seed.
+        key: The step's key (see `compression.cache`).
+    """
+
+    feeds: Mapping[str, ModelFeed]
+    original: Callable[[], onnx.ModelProto]
+    seed: int
+    key: str
+
+    def training(self) -> TrainingMaterial:
+        """The same for a step that trains.
+
+        Raises:
+            StepFailed: `torch_missing`.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise StepFailed(
+                "torch_missing", "Steps that train need torch, which this worker lacks; install 'levity[train]'."
+            )
+        from compression.training.step import TrainingMaterial  # noqa: PLC0415 - see `apply`
+
+        return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key)
+
+
+def apply(
+    step: Step, model: onnx.ModelProto, context: Context, material: Material
+) -> tuple[onnx.ModelProto, dict[str, object]]:
+    """Apply one step; the result, and what is worth reporting about it.
+
+    Steps that train are imported when one runs: torch takes seconds to load, and a worker may lack it.
+    """
+    match step:
+        case Prune():
+            return prune(model, step, context)
+        case Finetune():
+            training = material.training()
+            from compression.training.step import finetune  # noqa: PLC0415
+
+            return finetune(model, step, context, training)
+        case Cluster():
+            return cluster(model, step, context, material.seed)
+        case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
+            return quantize(model, step, context, material.feeds.get("calibration"), material.seed)
+        case _:
+            assert_never(step)
