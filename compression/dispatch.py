@@ -69,13 +69,23 @@ def apply(
     Steps that train are imported when one runs: torch takes seconds to load, and a worker may lack it.
     """
     match step:
+        case Prune() if step.training is not None:
+            training = material.training()
+            from compression.pruning.in_training import prune_in_training  # noqa: PLC0415
+
+            return prune_in_training(model, step, context, training, material.feeds.get("calibration"))
         case Prune():
-            return prune(model, step, context)
+            return prune(model, step, context, material.feeds.get("calibration"))
         case Finetune():
             training = material.training()
             from compression.training.step import finetune  # noqa: PLC0415
 
             return finetune(model, step, context, training)
+        case Cluster() if step.training is not None:
+            training = material.training()
+            from compression.clustering.tuning import cluster_and_tune  # noqa: PLC0415
+
+            return cluster_and_tune(model, step, context, training)
         case Cluster():
             return cluster(model, step, context, material.seed)
         case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compression._spec_base import StepSpec
+from compression._spec_base import DataRole, StepSpec
+from compression.training.spec import Training
 
 
 class Cluster(StepSpec):
@@ -24,3 +25,10 @@ class Cluster(StepSpec):
     """Weights that are zero stay exactly zero, so a pruned model stays pruned."""
     max_iterations: int = Field(default=100, ge=1, le=10_000)
     """Upper bound on k-means iterations; it stops sooner once no weight changes its cluster."""
+    training: Training | None = None
+    """How to tune the shared values afterwards (section 3.3): weights keep their clusters, and every shared value
+    follows the sum of its weights' gradients. None leaves them where k-means put them."""
+
+    @property
+    def data_needed(self) -> frozenset[DataRole]:
+        return frozenset() if self.training is None else frozenset({"training"})

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 
-from compression import pipeline
+from compression import dispatch, pipeline
 from compression.clustering.step import cluster
 from compression.context import Context
 from compression.data import DataSource
@@ -215,7 +215,7 @@ def test_static_quantization_without_data(tmp_path, model, digits):
 
 
 def test_an_unknown_role(tmp_path, model, digits):
-    refused(DataRejected, "unknown_role", model, spec(Cluster()), context(tmp_path), {"training": digits})
+    refused(DataRejected, "unknown_role", model, spec(Cluster()), context(tmp_path), {"validation": digits})
 
 
 def test_data_of_another_shape(tmp_path, model):
@@ -277,5 +277,5 @@ def test_out_of_memory_is_a_clear_error(tmp_path, model, monkeypatch):
     def exhausted(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "prune", exhausted)
+    monkeypatch.setattr(dispatch, "prune", exhausted)
     assert refused(CompressionError, "out_of_memory", model, spec(Prune(amount=0.5)), context(tmp_path)).retryable

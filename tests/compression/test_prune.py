@@ -13,7 +13,7 @@ from onnx import helper
 
 from compression.context import Context
 from compression.errors import Cancelled, StepFailed
-from compression.pruning import magnitude
+from compression.pruning import selection
 from compression.pruning.step import prune
 from compression.spec import Prune
 from tests.compression import models
@@ -38,25 +38,25 @@ def by_sorting(arrays, amount):
 def test_smallest_equals_a_stable_sort_with_many_ties(seed, amount, levels):
     rng = np.random.default_rng(seed)
     arrays = [rng.integers(-levels, levels + 1, shape).astype(np.float32) for shape in ((3, 4), (7,), (2, 2, 5))]
-    for mask, expected in zip(magnitude.smallest(arrays, amount), by_sorting(arrays, amount), strict=True):
+    for mask, expected in zip(selection.smallest(arrays, amount), by_sorting(arrays, amount), strict=True):
         np.testing.assert_array_equal(mask, expected)
 
 
 def test_smallest_of_an_8x6_layer():
     weight = np.arange(-24, 24, dtype=np.float32).reshape(8, 6)  # magnitudes 0, 1, 1, 2, 2, ... 23, 23, 24
-    (mask,) = magnitude.smallest([weight], 0.25)  # 12 of 48: 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5 and the first 6
+    (mask,) = selection.smallest([weight], 0.25)  # 12 of 48: 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5 and the first 6
     assert sorted(weight[mask].tolist()) == [-6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5]
 
 
 def test_half_precision_is_ranked_by_value():
     weight = np.array([0.1, -0.3, 0.2, 0.05], np.float16)
-    assert magnitude.smallest([weight], 0.5)[0].tolist() == [True, False, False, True]
+    assert selection.smallest([weight], 0.5)[0].tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_n_of_m_keeps_the_largest_of_every_group(axis):
     weight = np.random.default_rng(1).standard_normal((8, 12, 4)).astype(np.float32)
-    mask = magnitude.n_of_m(weight, 2, 4, axis)
+    mask = selection.n_of_m(weight, 2, 4, axis)
     rows = np.moveaxis(weight, axis, -1).reshape(-1, 4)
     kept = ~np.moveaxis(mask, axis, -1).reshape(-1, 4)
     for row, keep in zip(rows, kept, strict=True):
@@ -64,7 +64,7 @@ def test_n_of_m_keeps_the_largest_of_every_group(axis):
 
 
 def test_n_of_m_keeps_the_earlier_of_equals():
-    assert magnitude.n_of_m(np.ones((1, 4), np.float32), 1, 2, 1).tolist() == [[False, True, False, True]]
+    assert selection.n_of_m(np.ones((1, 4), np.float32), 1, 2, 1).tolist() == [[False, True, False, True]]
 
 
 def test_by_amount_within_each_layer(context):
@@ -171,5 +171,5 @@ def test_stops_when_asked(tmp_path):
 
 
 def test_examples():
-    found = doctest.testmod(magnitude)
+    found = doctest.testmod(selection)
     assert (found.failed, found.attempted > 0) == (0, True)

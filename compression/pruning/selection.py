@@ -1,4 +1,7 @@
-"""Which weights to zero, by their absolute value. Pure functions on arrays."""
+"""Which weights to zero, by the absolute value of their saliency. Pure functions on arrays.
+
+With the weights themselves as saliencies this is magnitude pruning.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,39 @@ def smallest(weights: Sequence[Array], amount: float) -> list[Mask]:
         mask.reshape(-1)[ties] = True
         open_ties -= len(ties)
     return masks
+
+
+def smallest_of_each_output(weight: Array, amount: float, axis: int) -> Mask:
+    """Like `smallest`, with the elements of each slice along `axis` ranked by themselves.
+
+    >>> smallest_of_each_output(np.array([[3.0, -1.0], [9.0, 8.0]]), 0.5, axis=0).tolist()
+    [[False, True], [False, True]]
+    """
+    rows = np.moveaxis(_magnitude(weight), axis, 0)
+    flat = rows.reshape(len(rows), -1)
+    count = round(amount * flat.shape[1])
+    mask = np.zeros(flat.shape, np.bool_)
+    np.put_along_axis(mask, np.argsort(flat, axis=1, kind="stable")[:, :count], values=True, axis=1)
+    return np.moveaxis(mask.reshape(rows.shape), 0, axis)
+
+
+def block_means(weight: Array, block: tuple[int, int], output_axis: int, input_axis: int) -> Array:
+    """Each absolute value replaced by the mean of its block, so that blocks rank as wholes.
+
+    Args:
+        weight: Its lengths along the two axes are multiples of the block's sides.
+        block: Outputs and inputs in a block.
+        output_axis: Axis of the outputs.
+        input_axis: Axis of the inputs.
+
+    >>> block_means(np.array([[1.0, -3.0], [5.0, 7.0]]), (1, 2), 0, 1).tolist()
+    [[2.0, 2.0], [6.0, 6.0]]
+    """
+    last = np.moveaxis(_magnitude(weight), (output_axis, input_axis), (-2, -1))
+    *around, rows, columns = last.shape
+    tiles = last.reshape(*around, rows // block[0], block[0], columns // block[1], block[1])
+    means = np.broadcast_to(tiles.mean((-3, -1), keepdims=True), tiles.shape).reshape(last.shape)
+    return np.moveaxis(means, (-2, -1), (output_axis, input_axis))
 
 
 def below(weight: Array, threshold: float) -> Mask:
