@@ -13,7 +13,9 @@ from compression.errors import StepFailed
 from compression.graph import walk
 from compression.graph.operators import find
 from compression.graph.operators.attention import is_fused
-from compression.graph.operators.builder import GraphBuilder, ImportState, Problem, count_uses
+from compression.graph.operators.bindings import Use
+from compression.graph.operators.builder import GraphBuilder, ImportState, Problem
+from compression.graph.operators.scopes import Scope, count_uses, first_output, scopes
 from compression.graph.operators.weight_store import WeightStore
 
 # Earlier operator sets broadcast by attributes instead of NumPy's rules.
@@ -66,18 +68,20 @@ def to_torch(model: onnx.ModelProto, *, device: str | torch.device = "cpu") -> f
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("", _OLDEST_OPSET) < _OLDEST_OPSET:
         raise UnsupportedOperator([_too_old(node, opsets[""]) for node in model.graph.node])
+    places = _places(model)
     model = _expanded(model, opsets)
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
-    state = ImportState(opsets, _inferred_types(model), WeightStore(count_uses(model)))
+    state = ImportState(opsets, _inferred_types(model), WeightStore(count_uses(model), places))
     module = GraphBuilder(model.graph, state).build()
     if state.problems:
         raise UnsupportedOperator(state.problems)
     bindings = state.weights.bindings(module)
+    parameters = dict(module.named_parameters())
     stored = {tensor.name for tensor in model.graph.initializer}
     attributes = {
         "bindings": bindings,
         "initializer_names": {
-            target: binding.initializer for binding in bindings for target in binding.targets if binding.use is None
+            target: binding.initializer for binding in bindings for target in binding.targets if target in parameters
         },
         "input_names": tuple(value.name for value in model.graph.input if value.name not in stored),
         "output_names": tuple(value.name for value in model.graph.output),
@@ -86,6 +90,16 @@ def to_torch(model: onnx.ModelProto, *, device: str | torch.device = "cpu") -> f
         setattr(module, name, value)
     module.meta[_PRESERVED] = attributes
     return module.eval().to(device)
+
+
+def _places(model: onnx.ModelProto) -> frozenset[Use]:
+    """Every place of the file where a node reads something."""
+    return frozenset(
+        Use(first_output(node), position, scope)
+        for scope, graph in scopes(model.graph)
+        for node in graph.node
+        for position in range(len(node.input))
+    )
 
 
 def _too_old(node: onnx.NodeProto, opset: int) -> Problem:
@@ -130,15 +144,15 @@ def _has_definition(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
     return bool(getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False))
 
 
-def _inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
-    """Element types and shapes of values by name, as far as ONNX can infer them."""
+def _inferred_types(model: onnx.ModelProto) -> dict[tuple[Scope, str], onnx.TypeProto.Tensor]:
+    """Element types and shapes of values by scope and name, as far as ONNX can infer them."""
     try:
         inferred = onnx.shape_inference.infer_shapes(_without_large_values(model))
     except onnx.shape_inference.InferenceError:
         inferred = model
     return {
-        value.name: value.type.tensor_type
-        for graph, _ in walk.graphs(inferred)
+        (scope, value.name): value.type.tensor_type
+        for scope, graph in scopes(inferred.graph)
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.HasField("tensor_type")
     }

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+from compression.graph.operators.scopes import Scope
+
 
 class Layout(Protocol):
     """How an initializer is cut into the tensors of a layer, and joined again."""
@@ -92,10 +94,12 @@ class Use:
     Attributes:
         output: Name of the first output of the reading node.
         position: Index among the node's inputs.
+        scope: The graph that holds the node.
     """
 
     output: str
     position: int
+    scope: Scope = ()
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,16 @@ class Binding:
         initializer: Name in the ONNX graph.
         targets: Names of the module's parameters or buffers, in the order of `layout.split`.
         layout: How the initializer becomes the targets.
-        use: For running statistics, the one place that these values belong to: exporters store equal vectors
-            once, yet every layer keeps statistics of its own. None for weights, which stay tied.
+        use: The one place that these values belong to, where the file has one tensor for several: exporters store
+            equal vectors once, yet every layer has running statistics, and every freshly made layer has scales and
+            biases, of its own. None for weights, which stay tied.
+        scope: The graph that stores the initializer.
+        constants: Places where the module takes the initializer for a constant, which keeps its first value.
     """
 
     initializer: str
     targets: tuple[str, ...]
     layout: Layout
     use: Use | None = None
+    scope: Scope = ()
+    constants: tuple[Use, ...] = ()

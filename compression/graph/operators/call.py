@@ -10,8 +10,9 @@ import torch
 from onnx import helper
 from torch import fx, nn
 
-from compression.graph.operators.bindings import AsStored, Layout, Use
+from compression.graph.operators.bindings import AsStored, Layout
 from compression.graph.operators.dtypes import LEARNABLE, UNSIGNED, tensor_from_proto, torch_dtype
+from compression.graph.operators.weight_store import StoredWeight
 
 if TYPE_CHECKING:
     from compression.graph.operators.builder import GraphBuilder
@@ -53,6 +54,8 @@ class OperatorCall:
         self.opset = opset
         self.builder = builder
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
+        self._as_constant: set[int] = set()
+        self._as_value: set[int] = set()
 
     def reject(self, reason: str) -> NoReturn:
         """Say that this use of the operator is not supported: `attribute 'x' = 3`, `a weight that is computed`."""
@@ -84,7 +87,8 @@ class OperatorCall:
 
     def tensor(self, position: int) -> Value:
         """A required input. Learnable initializers come as parameters."""
-        return self.builder.value(self.node.input[position])
+        self._as_value.add(position)
+        return self.builder.read(self.node, position)
 
     def optional(self, position: int) -> Value | None:
         return self.tensor(position) if self.has(position) else None
@@ -95,7 +99,14 @@ class OperatorCall:
 
     def constant(self, position: int) -> torch.Tensor | None:
         """An input's value where it is known at import, stored weights included; None otherwise."""
-        return self.builder.constant(self.node.input[position]) if self.has(position) else None
+        if not self.has(position):
+            return None
+        self._as_constant.add(position)
+        return self.builder.constant(self.node.input[position])
+
+    def taken_as_constants(self) -> set[int]:
+        """Inputs whose values were asked for and that were not then read as tensors."""
+        return self._as_constant - self._as_value
 
     def operand(self, position: int) -> Any:
         """An input of an elementwise operator: a constant scalar as a Python number, all else as a tensor."""
@@ -161,35 +172,38 @@ class OperatorCall:
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Apply a function: now, when all its arguments are known, else as a node of the fx graph."""
-        return self.builder.call(function, args, kwargs)
+        return self.builder.emitter.call(function, args, kwargs)
 
     def python(self, function: Callable[..., Any], *args: Any) -> Any:
         """Like `call`, for a function that returns Python numbers or lists rather than a tensor."""
-        return self.builder.call(function, args, {}, python=True)
+        return self.builder.emitter.call(function, args, {}, python=True)
 
     def item(self, values: Any, position: int) -> Any:
         """One of several results of `call`."""
-        return values[position] if not isinstance(values, fx.Node) else self.builder.item(values, position)
+        return values[position] if not isinstance(values, fx.Node) else self.builder.emitter.item(values, position)
+
+    def from_shape(self, function: Callable[..., Any], x: Value, *args: Any) -> Any:
+        """Apply a function that looks at the shape of `x` alone and gives small integers, which stay on the CPU."""
+        return self.builder.emitter.from_shape(function, x, *args) if isinstance(x, fx.Node) else function(x, *args)
 
     # Layers
 
-    def stored(self, position: int, layout: Layout = _AS_STORED) -> str | None:
+    def stored(self, position: int, layout: Layout = _AS_STORED) -> StoredWeight | None:
         """The initializer at an input, if it is a weight that a layer may hold in this layout; None otherwise."""
-        if not self.has(position):
-            return None
-        name = self.node.input[position]
-        return name if self.builder.is_weight(name) and self.builder.weights.fits(name, layout) else None
+        weight = self.builder.weight(self.node, position) if self.has(position) else None
+        return weight if weight is not None and self.builder.weights.fits(weight, layout) else None
 
-    def parameters(self, initializer: str, layout: Layout = _AS_STORED) -> tuple[nn.Parameter, ...]:
-        """The parameters that hold an initializer named by `stored`."""
-        return self.builder.weights.parameters(initializer, self.builder.initializer(initializer), layout)
+    def parameters(self, weight: StoredWeight, layout: Layout = _AS_STORED) -> tuple[nn.Parameter, ...]:
+        """The parameters that hold an initializer that `stored` gave."""
+        if weight.use is not None:
+            self._as_value.add(weight.use.position)
+        return self.builder.weights.parameters(weight, layout)
 
-    def statistics(self, position: int) -> torch.Tensor:
-        """The initializer at an input as a buffer of this layer alone."""
-        name = self.node.input[position]
-        return self.builder.weights.statistics(name, self.builder.initializer(name), Use(self.node.output[0], position))
+    def statistics(self, weight: StoredWeight) -> torch.Tensor:
+        """An initializer that `stored` gave as a buffer of this layer alone."""
+        return self.builder.weights.statistics(weight)
 
-    def layer(self, module: nn.Module, *args: Any, named_after: Sequence[str | None] = ()) -> Any:
+    def layer(self, module: nn.Module, *args: Any, named_after: Sequence[StoredWeight | None] = ()) -> Any:
         """Apply a layer that the module will own.
 
         Args:
@@ -198,11 +212,19 @@ class OperatorCall:
             named_after: Initializers that it holds: the layer's path is what precedes `.weight` or `.bias` in the
                 first of them that has such a name, else the node's name.
         """
-        return self.builder.layer(module, args, named_after)
+        return self.builder.emitter.layer(module, args, [weight.name for weight in named_after if weight])
 
     def tensor_attribute(self, name: str) -> torch.Tensor | None:
         found = self._attributes.get(name)
         return None if found is None else tensor_from_proto(found.t)
+
+    def nested(self, name: str) -> GraphBuilder:
+        """A builder for the graph in an attribute."""
+        return self.builder.nested(self.node, name)
+
+    def captured(self, names: Sequence[str]) -> list[Value]:
+        """Values of this graph that a nested one reads."""
+        return [self.builder.value(name) for name in names]
 
     def graph_attribute(self, name: str) -> onnx.GraphProto:
         graph: onnx.GraphProto = self._attributes[name].g

@@ -134,17 +134,16 @@ def if_(op: OperatorCall) -> Any:
     """A condition that is known at import is resolved: only the branch taken is imported."""
     condition = op.constant(0)
     if condition is not None:
-        taken = op.builder.nested(op.graph_attribute("then_branch" if bool(condition) else "else_branch"))
+        taken = op.nested("then_branch" if bool(condition) else "else_branch")
         branch = taken.build()
-        captured = [op.builder.value(name) for name in taken.captures]
-        values = op.layer(Always(branch), *captured)
+        values = op.layer(Always(branch), *op.captured(taken.captures))
         return _results(op, values)
-    builders = [op.builder.nested(op.graph_attribute(name)) for name in ("then_branch", "else_branch")]
+    builders = [op.nested(name) for name in ("then_branch", "else_branch")]
     branches = [builder.build() for builder in builders]
     names = list(dict.fromkeys(name for builder in builders for name in builder.captures))
     inputs = [[names.index(name) for name in builder.captures] for builder in builders]
     module = If(branches[0], branches[1], inputs[0], inputs[1])
-    return _results(op, op.layer(module, op.tensor(0), *(op.builder.value(name) for name in names)))
+    return _results(op, op.layer(module, op.tensor(0), *op.captured(names)))
 
 
 class Always(nn.Module):  # type: ignore[misc, unused-ignore]  # untyped where torch is not installed
@@ -168,17 +167,17 @@ def _tensors_only(op: OperatorCall) -> None:
 @operator("Loop")
 def loop(op: OperatorCall) -> Any:
     _tensors_only(op)
-    builder = op.builder.nested(op.graph_attribute("body"))
+    builder = op.nested("body")
     body = builder.build()
     carried = [op.tensor(position) for position in range(2, len(op.node.input))]
-    captured = [op.builder.value(name) for name in builder.captures]
+    captured = op.captured(builder.captures)
     module = Loop(body, len(carried), len(op.node.output) - len(carried))
     return _results(op, op.layer(module, op.optional(0), op.optional(1), carried, captured))
 
 
 @operator("Scan", since=9)
 def scan(op: OperatorCall) -> Any:
-    builder = op.builder.nested(op.graph_attribute("body"))
+    builder = op.nested("body")
     body = builder.build()
     count = op.attribute("num_scan_inputs")
     states = len(op.node.input) - count
@@ -191,5 +190,5 @@ def scan(op: OperatorCall) -> Any:
         op.attribute("scan_output_directions", [0] * outputs),
     )
     inputs = op.tensors()
-    captured = [op.builder.value(name) for name in builder.captures]
+    captured = op.captured(builder.captures)
     return _results(op, op.layer(module, inputs[:states], inputs[states:], captured))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
 import torch
 from torch import fx, nn
 
 from compression.graph.operators.bindings import AsStored, Flattened, Layout, Transposed
 from compression.graph.operators.call import OperatorCall
 from compression.graph.operators.dtypes import UNSIGNED, widened
+from compression.graph.operators.emitter import weight_of
 from compression.graph.operators.registry import operator
+from compression.graph.operators.weight_store import StoredWeight
 
 
-def _linear(op: OperatorCall, x: Any, weight: str, layout: Layout, bias: str | None, bias_layout: Layout) -> Any:
+def _linear(
+    op: OperatorCall, x: Any, weight: StoredWeight, layout: Layout, bias: StoredWeight | None, bias_layout: Layout
+) -> Any:
     """An `nn.Linear` over the last axis that holds the initializers."""
     (values,) = op.parameters(weight, layout)
     layer = nn.Linear(values.shape[1], values.shape[0], bias=bias is not None, device="meta")
@@ -54,7 +57,7 @@ def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
     return x * factor if x.dtype.is_floating_point else x * int(factor)
 
 
-def _bias(op: OperatorCall) -> tuple[str | None, Layout]:
+def _bias(op: OperatorCall) -> tuple[StoredWeight | None, Layout]:
     """The stored vector that a Gemm adds to every row."""
     shape, weight = op.shape(2), op.shape(1)
     if shape is None or weight is None:
@@ -82,35 +85,31 @@ def matmul(op: OperatorCall) -> Any:
     return op.call(function, x, op.tensor(1))
 
 
-def _matrix(op: OperatorCall) -> tuple[str | None, Layout]:
+def _matrix(op: OperatorCall) -> tuple[StoredWeight | None, Layout]:
     """The stored matrix on the right side, also behind a Transpose."""
     if op.rank(1) != 2:
         return None, AsStored()
     weight = op.stored(1, Transposed())
     if weight is not None:
         return weight, Transposed()
-    right = op.builder.value(op.node.input[1])
+    right = op.tensor(1)
     if isinstance(right, fx.Node) and right.target is torch.permute and right.args[1] == [1, 0]:
-        return op.builder.parameter_of(right.args[0]), AsStored()
+        return weight_of(right.args[0]), AsStored()
     return None, AsStored()
 
 
-def _added_vector(op: OperatorCall) -> tuple[int, str] | None:
+def _added_vector(op: OperatorCall) -> tuple[int, StoredWeight] | None:
     """Index of the Add that alone reads the product, and the stored vector that it adds to every row."""
     found = op.builder.sole_reader(op.node.output[0])
     if found is None or found[1].op_type != "Add" or found[1].domain not in ("", "ai.onnx"):
         return None
     index, reader = found
-    other = _other_input(reader, op.node.output[0])
     width = op.shape(1)
-    if other and width and op.builder.is_weight(other) and op.builder.shape(other) == [width[1]]:
-        return index, other
+    for position, name in enumerate(reader.input):
+        bias = op.builder.weight(reader, position) if name != op.node.output[0] else None
+        if bias is not None and width and list(bias.values.shape) == [width[1]]:
+            return index, bias
     return None
-
-
-def _other_input(node: onnx.NodeProto, name: str) -> str | None:
-    others = [found for found in node.input if found != name]
-    return others[0] if len(others) == 1 else None
 
 
 def integer_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

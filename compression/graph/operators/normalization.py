@@ -16,27 +16,42 @@ from compression.graph.operators.registry import operator
 _BATCH_NORM: dict[int, type[Any]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
+class BatchNormOfAnyRank(nn.BatchNorm1d):  # type: ignore[misc, unused-ignore]  # untyped where torch is not installed
+    """For inputs whose rank is not known at import."""
+
+    def _check_input_dim(self, _input: torch.Tensor) -> None:
+        pass
+
+
 @operator("BatchNormalization")
 def batch_normalization(op: OperatorCall) -> Any:
     """`nn.BatchNorm*d`; ONNX's momentum is the share of the old statistics, torch's that of the new ones."""
     epsilon, momentum = op.attribute("epsilon", 1e-5), op.attribute("momentum", 0.9)
     if op.attribute("training_mode", 0):
-        arguments = [op.tensor(position) for position in range(5)]
-        results = op.call(batch_norm_training, *arguments, epsilon, momentum)
+        statistics = [_constant_or_tensor(op, position) for position in (3, 4)]
+        results = op.call(batch_norm_training, op.tensor(0), op.tensor(1), op.tensor(2), *statistics, epsilon, momentum)
         return [op.item(results, index) for index in range(op.outputs)]
     stored = [op.stored(position) for position in range(1, 5)]
     weight, bias, mean, variance = stored
-    kind = _BATCH_NORM.get(op.rank(0) or 0)
-    if kind is None or weight is None or bias is None or mean is None or variance is None:
-        x, scale, shift, running_mean, running_variance = [op.tensor(position) for position in range(5)]
-        return op.call(functional.batch_norm, x, running_mean, running_variance, scale, shift, False, 0.0, epsilon)
+    if weight is None or bias is None or mean is None or variance is None:
+        statistics = [_constant_or_tensor(op, position) for position in (3, 4)]
+        return op.call(
+            functional.batch_norm, op.tensor(0), *statistics, op.tensor(1), op.tensor(2), False, 0.0, epsilon
+        )
+    kind = _BATCH_NORM.get(op.rank(0) or 0, BatchNormOfAnyRank)
     (scale,) = op.parameters(weight)
     layer = kind(scale.shape[0], eps=epsilon, momentum=1 - momentum, device="meta")
     layer.weight = scale
     (layer.bias,) = op.parameters(bias)
-    layer.running_mean, layer.running_var = op.statistics(3), op.statistics(4)
+    layer.running_mean, layer.running_var = op.statistics(mean), op.statistics(variance)
     layer.num_batches_tracked = torch.tensor(0)
     return op.layer(layer, op.tensor(0), named_after=(weight, bias))
+
+
+def _constant_or_tensor(op: OperatorCall, position: int) -> Any:
+    """Stored statistics are no weights, whatever the rest of the node is."""
+    known = op.constant(position)
+    return op.tensor(position) if known is None else known
 
 
 def batch_norm_training(
@@ -51,7 +66,7 @@ def batch_norm_training(
     """Normalize by the batch's own statistics; also gives the updated running ones (biased variance, as ONNX has it)."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     now_mean, now_variance = x.mean(axes), x.var(axes, unbiased=False)
-    y = functional.batch_norm(x, now_mean, now_variance, scale, bias, False, 0.0, epsilon)
+    y = functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
     return (
         y,
         mean * momentum + now_mean * (1 - momentum),

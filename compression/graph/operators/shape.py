@@ -8,7 +8,6 @@ from typing import Any
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import fx
 
 from compression.graph.operators.call import OperatorCall
 from compression.graph.operators.dtypes import tensor_from_proto, torch_dtype, widened
@@ -26,16 +25,12 @@ def element_count(x: torch.Tensor) -> torch.Tensor:
 
 @operator("Shape")
 def shape_(op: OperatorCall) -> Any:
-    x, start, end = op.tensor(0), op.attribute("start", 0), op.attribute("end")
-    if isinstance(x, fx.Node):
-        return op.builder.from_shape(shape_of, x, start, end)
-    return shape_of(x, start, end)
+    return op.from_shape(shape_of, op.tensor(0), op.attribute("start", 0), op.attribute("end"))
 
 
 @operator("Size")
 def size(op: OperatorCall) -> Any:
-    x = op.tensor(0)
-    return op.builder.from_shape(element_count, x) if isinstance(x, fx.Node) else element_count(x)
+    return op.from_shape(element_count, op.tensor(0))
 
 
 def reshape(x: torch.Tensor, shape: Sequence[int], allow_zero: bool) -> torch.Tensor:
