@@ -24,6 +24,7 @@ from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected
+from compression.graph.architectures.companion import COMPANION, read_companion
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
 from compression.quantization.isa import cpu_facts
@@ -246,10 +247,10 @@ def _measure(
     artifacts = [publishing.describe(written)]
     notes = [*measured.notes, *_skipped(steps)]
     weights = written.with_name(publishing.WEIGHTS)
-    if publishing.write_weights(weights, result_model):
+    saved = publishing.write_weights(weights, result_model, read_companion(subject.path.with_name(COMPANION)))
+    if saved.tensors:
         artifacts.append(publishing.describe(weights))
-    else:
-        notes.append(f"The result holds no float weights, so there is no {publishing.WEIGHTS}.")
+    notes += saved.notes
     return PipelineResult(
         model=subject.summary,
         compressed=compressed,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from compression.errors import StepFailed
+from compression.graph.architectures.companion import Companion
 from compression.graph.load import FLOAT_TYPES
 from compression.graph.parameters import auxiliary
 from compression.result import ArtifactFile
@@ -38,31 +40,61 @@ def write_model(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(data)
 
 
-def write_weights(path: Path, model: onnx.ModelProto) -> int:
+class SavedWeights(NamedTuple):
+    """What `write_weights` saved.
+
+    Attributes:
+        tensors: How many; with none there is no file.
+        gone: Keys of the uploaded `state_dict` whose tensors the graph holds in another form.
+    """
+
+    tensors: int
+    gone: list[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the owner of the result should know."""
+        if not self.tensors:
+            return [f"The result holds no float weights, so there is no {WEIGHTS}."]
+        if not self.gone:
+            return []
+        what = f"{len(self.gone)} keys of the uploaded state_dict, the first '{self.gone[0]}'"
+        return [f"{WEIGHTS} lacks {what}: the result holds those tensors in another form."]
+
+
+def write_weights(path: Path, model: onnx.ModelProto, companion: Companion | None = None) -> SavedWeights:
     """Save the weights that are floats by their names, without scales of quantized ones, and read them back.
 
-    Returns:
-        How many there are; with none no file is written.
+    Args:
+        path: The file to write.
+        model: Whose weights.
+        companion: For a model that came as a `state_dict`: the file then holds that `state_dict` with all its keys,
+            so that it loads back into the module that it came from.
 
     Raises:
         StepFailed: `verification_failed` when the file does not hold what was saved.
     """
     skipped = auxiliary(model)
-    tensors = [
-        tensor for tensor in model.graph.initializer if tensor.data_type in FLOAT_TYPES and tensor.name not in skipped
-    ]
-    if not tensors:
-        return 0
-    arrays = {tensor.name: np.ascontiguousarray(numpy_helper.to_array(tensor)) for tensor in tensors}
+    wanted = frozenset(companion.initializers.values()) if companion else frozenset()
+    arrays = {
+        tensor.name: np.ascontiguousarray(numpy_helper.to_array(tensor))
+        for tensor in model.graph.initializer
+        if tensor.name not in skipped and (tensor.name in wanted if companion else tensor.data_type in FLOAT_TYPES)
+    }
+    if not arrays:
+        return SavedWeights(0, [])
+    gone: list[str] = []
+    if companion is not None:
+        arrays, gone = companion.complete(arrays)
     save_file(arrays, path)
     with safe_open(path, framework="numpy") as file:
-        for tensor in tensors:
+        for name, array in arrays.items():
             # NumPy has no bfloat16 of its own, and safetensors none for NumPy when reading.
-            if tensor.data_type != TensorProto.BFLOAT16 and not np.array_equal(
-                file.get_tensor(tensor.name), arrays[tensor.name], equal_nan=True
+            if array.dtype.name != "bfloat16" and not np.array_equal(
+                file.get_tensor(name), array, equal_nan=array.dtype.kind == "f"
             ):
-                raise StepFailed("verification_failed", f"'{WEIGHTS}' does not give back '{tensor.name}'.")
-    return len(tensors)
+                raise StepFailed("verification_failed", f"'{WEIGHTS}' does not give back '{name}'.")
+    return SavedWeights(len(arrays), gone)
 
 
 def describe(path: Path) -> ArtifactFile:

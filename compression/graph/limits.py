@@ -17,6 +17,7 @@ class Limits:
         max_nodes: Nodes, those of subgraphs and of expanded functions included.
         max_initializers: Stored tensors, those of subgraphs included.
         max_depth: Levels of subgraphs inside subgraphs.
+        max_modules: Layers of an architecture that is built for a `state_dict`.
         max_activation_bytes: Bytes of one intermediate tensor whose shape the graph fixes.
     """
 
@@ -24,6 +25,7 @@ class Limits:
     max_nodes: int = 200_000
     max_initializers: int = 200_000
     max_depth: int = 8
+    max_modules: int = 20_000
     max_activation_bytes: int = 2**33
 
 

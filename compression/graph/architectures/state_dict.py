@@ -1,0 +1,146 @@
+"""Tensors by name from a file of unknown origin. To be called in a confined process only."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from compression.errors import ModelRejected
+from compression.graph.architectures.formats import Format, check_safetensors, check_torch_archive, weights_format
+from compression.graph.limits import Limits
+
+Metadata = dict[str, dict[str, Any]]
+
+_MAX_KEY = 512
+_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_HOW_TO_SAVE = "Save the weights alone: safetensors.torch.save_file(model.state_dict(), path), or torch.save of it."
+
+
+def read_state_dict(path: Path, limits: Limits) -> tuple[dict[str, torch.Tensor], Metadata | None]:
+    """Read safetensors or what `torch.save(model.state_dict(), path)` wrote; nothing else is unpickled.
+
+    Returns:
+        The tensors by their keys, on the CPU, and the versions of the modules that saved them, which only a torch
+        file tells.
+
+    Raises:
+        ModelRejected: `not_a_state_dict`, `legacy_pickle`, `pickle_refused`, `truncated_model`, `archive_unsafe`,
+            `model_too_large`, `too_many_tensors`, `torchscript_not_accepted`, `architecture_with_onnx` or
+            `non_finite_weights`.
+    """
+    metadata = None
+    match weights_format(path):
+        case Format.SAFETENSORS:
+            check_safetensors(path, limits)
+            try:
+                value: object = load_file(path)
+            except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+                raise ModelRejected(
+                    "not_a_state_dict", f"The safetensors file cannot be read: {_short(error)}"
+                ) from None
+        case Format.TORCH_ZIP:
+            check_torch_archive(path, limits)
+            value = _unpickle(path)
+            metadata = _metadata(value)
+        case Format.PICKLE:
+            raise ModelRejected(
+                "legacy_pickle",
+                "The file is a bare pickle, as torch wrote before 1.6, which is never loaded. " + _HOW_TO_SAVE,
+            )
+        case None:
+            raise _no_weights(path, limits)
+    return _checked(value, limits), metadata
+
+
+def _unpickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = _GLOBAL.search(str(error))
+        what = f" ({found[1][:200]})" if found else ""
+        raise ModelRejected(
+            "pickle_refused",
+            f"The file holds Python objects{what} beside tensors, which are never loaded. " + _HOW_TO_SAVE,
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged archive makes torch raise whatever it stumbles over.
+        if "allocate memory" in str(error):
+            raise
+        raise ModelRejected("not_a_state_dict", f"torch cannot read the file: {_short(error)}") from None
+
+
+def _metadata(value: object) -> Metadata | None:
+    """The versions that `Module.state_dict` leaves on its result, as plain numbers by module."""
+    found = getattr(value, "_metadata", None)
+    if not isinstance(found, dict):
+        return None
+    return {
+        str(prefix): {"version": entry["version"]}
+        for prefix, entry in found.items()
+        if isinstance(entry, dict) and isinstance(entry.get("version"), int)
+    }
+
+
+def _checked(value: object, limits: Limits) -> dict[str, torch.Tensor]:
+    if not isinstance(value, dict):
+        raise ModelRejected("not_a_state_dict", f"The file holds a {type(value).__name__}. {_HOW_TO_SAVE}")
+    if not value:
+        raise ModelRejected("not_a_state_dict", "The file holds no tensors.")
+    if len(value) > limits.max_initializers:
+        raise ModelRejected("too_many_tensors", f"The file has more than {limits.max_initializers} tensors.")
+    others = [str(key)[:100] for key, tensor in value.items() if not isinstance(tensor, torch.Tensor)]
+    if others:
+        kind = type(value.get(others[0])).__name__
+        raise ModelRejected(
+            "not_a_state_dict",
+            f"Under '{others[0]}' the file holds a {kind} where a state_dict has tensors "
+            f"({len(others)} of {len(value)} entries are none). {_HOW_TO_SAVE}",
+        )
+    for key, tensor in value.items():
+        _check_tensor(key, tensor)
+    return {key: tensor.detach() for key, tensor in value.items()}
+
+
+def _check_tensor(key: object, tensor: torch.Tensor) -> None:
+    if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY or not key.isprintable():
+        raise ModelRejected("not_a_state_dict", f"{str(key)[:100]!r} is no key of a state_dict.")
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.is_quantized or tensor.device.type != "cpu":
+        raise ModelRejected("not_a_state_dict", f"'{key}' is no plain tensor: sparse and quantized ones are not read.")
+    # Strides may repeat one stored element any number of times.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ModelRejected("not_a_state_dict", f"'{key}' declares more elements than the file holds for it.")
+    if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+        raise ModelRejected("not_a_state_dict", f"'{key}' holds {tensor.dtype}, which no layer here computes with.")
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise ModelRejected("non_finite_weights", f"'{key}' holds NaN or infinity.")
+
+
+def _no_weights(path: Path, limits: Limits) -> ModelRejected:
+    from compression.graph.wire import CutShort, NotWireFormat, outline  # noqa: PLC0415 - for this message alone
+
+    try:
+        is_onnx = path.stat().st_size <= limits.max_bytes and outline(path.read_bytes(), stop_at=1).has_graph
+    except (NotWireFormat, CutShort):
+        is_onnx = False
+    if is_onnx:
+        return ModelRejected(
+            "architecture_with_onnx",
+            "The file is an ONNX model, which says itself what it is: leave 'architecture' out.",
+        )
+    return ModelRejected(
+        "not_a_state_dict", "The bytes are neither safetensors nor a file of torch.save. " + _HOW_TO_SAVE
+    )
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
