@@ -12,7 +12,6 @@ from torch import fx
 from compression.errors import StepFailed
 from compression.graph import walk
 from compression.graph.operators import find
-from compression.graph.operators.attention import is_fused
 from compression.graph.operators.bindings import Use
 from compression.graph.operators.builder import GraphBuilder, ImportState, Problem
 from compression.graph.operators.scopes import Scope, count_uses, first_output, scopes
@@ -130,8 +129,6 @@ def _expanded(model: onnx.ModelProto, opsets: dict[str, int]) -> onnx.ModelProto
 
 
 def _is_known(node: onnx.NodeProto, opsets: dict[str, int]) -> bool:
-    if node.op_type == "Attention" and node.domain in ("", "ai.onnx"):
-        return is_fused({attribute.name for attribute in node.attribute}, len(node.input), len(node.output))
     return find(node.domain, node.op_type, opsets.get(node.domain, 1)) is not None
 
 

@@ -175,6 +175,36 @@ def loop(op: OperatorCall) -> Any:
     return _results(op, op.layer(module, op.optional(0), op.optional(1), carried, captured))
 
 
+class BatchedScan(nn.Module):  # type: ignore[misc, unused-ignore]  # untyped where torch is not installed
+    """Scan of operator set 8: one scan per sample of the batch, which is axis 0; the sequence is axis 1."""
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__()
+        self.scan = scan
+
+    def forward(self, states: list[Any], scanned: list[torch.Tensor], captured: list[Any]) -> tuple[Any, ...]:
+        samples = [
+            self.scan([state[at] for state in states], [tensor[at] for tensor in scanned], captured)
+            for at in range(scanned[0].shape[0])
+        ]
+        return tuple(torch.stack(values) for values in zip(*samples, strict=True))
+
+
+@operator("Scan")
+def scan_batched(op: OperatorCall) -> Any:
+    if op.has(0):
+        op.reject("an input 'sequence_lens'")
+    builder = op.nested("body")
+    body = builder.build()
+    count = op.attribute("num_scan_inputs")
+    inputs = [op.tensor(position) for position in range(1, len(op.node.input))]
+    states = len(inputs) - count
+    outputs = len(op.node.output) - states
+    module = Scan(body, [0] * count, op.attribute("directions", [0] * count), [0] * outputs, [0] * outputs)
+    captured = op.captured(builder.captures)
+    return _results(op, op.layer(BatchedScan(module), inputs[:states], inputs[states:], captured))
+
+
 @operator("Scan", since=9)
 def scan(op: OperatorCall) -> Any:
     builder = op.nested("body")

@@ -40,14 +40,14 @@ def to_float8(x: torch.Tensor, dtype: torch.dtype, saturate: bool) -> torch.Tens
 
 
 def to_float4(x: torch.Tensor) -> torch.Tensor:
-    """Nearest float4 (E2M1) value, as float32: always within [-6, 6]."""
+    """Nearest float4 (E2M1) value, as float32: always within [-6, 6]; NaN, which the format lacks, gives -0."""
     bounds = torch.tensor(_FLOAT4_BOUNDS, device=x.device)
     magnitude = x.abs()
     upper = torch.bucketize(magnitude, bounds, right=False)
     tie = torch.isin(magnitude, bounds) & (upper % 2 == 1)
     index = torch.where(tie, upper + 1, upper)
     nearest = torch.tensor(_FLOAT4_VALUES, device=x.device)[index.clamp(max=7)]
-    return torch.copysign(torch.where(x.isnan(), torch.full_like(nearest, 6.0), nearest), x)
+    return torch.where(x.isnan(), torch.full_like(nearest, -0.0), torch.copysign(nearest, x))
 
 
 def to_power_of_two(x: torch.Tensor, round_mode: str, saturate: bool) -> torch.Tensor:

@@ -217,14 +217,12 @@ def mean_variance_normalize(x: torch.Tensor, axes: Sequence[int]) -> torch.Tenso
 
 @operator("Dropout")
 def dropout(op: OperatorCall) -> Any:
-    """`nn.Dropout`: active when the module trains. With `training_mode` given as true it is active always."""
+    """`nn.Dropout`: active when the module trains. An input `training_mode` that is true, or computed, decides itself."""
     ratio = op.attribute("ratio", 0.5) if op.opset < 12 else op.number(1, 0.5)
-    training = op.constant(2) if op.has(2) else torch.tensor(False)
+    training = op.number(2, False)
     x = op.tensor(0)
-    if training is None:
-        op.reject("an input 'training_mode' that is not known at import")
-    if bool(training) or not isinstance(ratio, (int, float)):
-        results = op.call(drop, x, ratio, bool(training))
+    if training is not False or not isinstance(ratio, (int, float)):
+        results = op.call(drop, x, ratio, training)
         return [op.item(results, index) for index in range(op.outputs)]
     y = op.layer(nn.Dropout(ratio), x)
     return [y, op.call(torch.ones_like, x, dtype=torch.bool)] if op.wants(1) else y

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
 from compression.graph.operators.activation import first_argmax
 from compression.graph.operators.call import OperatorCall
@@ -44,14 +45,20 @@ def _extreme(x: torch.Tensor, axes: Sequence[int] | None, keepdims: bool, *, lar
     chosen, wide = _axes_of(x, axes), widened(x)
     if any(x.shape[axis] == 0 for axis in chosen):
         shape = [1 if axis in chosen else length for axis, length in enumerate(x.shape)]
-        info = torch.finfo(x.dtype) if x.dtype.is_floating_point else torch.iinfo(x.dtype)
-        edge = torch.inf if x.dtype.is_floating_point else info.max
-        low = -torch.inf if x.dtype.is_floating_point else info.min
-        filled = torch.full(shape, low if largest else edge, dtype=x.dtype, device=x.device)
+        low, high = _limits(x.dtype)
+        filled = torch.full(shape, low if largest else high, dtype=x.dtype, device=x.device)
         return filled if keepdims else filled.reshape([n for axis, n in enumerate(x.shape) if axis not in chosen])
     if not chosen:
         return x
     return (wide.amax(chosen, keepdim=keepdims) if largest else wide.amin(chosen, keepdim=keepdims)).to(x.dtype)
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    if dtype == torch.bool:
+        return False, True
+    if dtype.is_floating_point:
+        return -torch.inf, torch.inf
+    return torch.iinfo(dtype).min, torch.iinfo(dtype).max
 
 
 def reduce_product(x: torch.Tensor, axes: Sequence[int] | None, keepdims: bool) -> torch.Tensor:
@@ -97,31 +104,32 @@ _REDUCTIONS = {
 }
 
 
+# What is left of a reduction over no axes.
+_WITHOUT_AXES = {
+    "ReduceL1": torch.abs,
+    "ReduceL2": torch.abs,
+    "ReduceSumSquare": torch.square,
+    "ReduceLogSum": torch.log,
+}
+
+
+def reduce_by_axes(operator_name: str, x: torch.Tensor, axes: Sequence[int], keepdims: bool, noop: bool) -> Any:
+    """A reduction whose axes are known only now; see `reduction`."""
+    if not axes and noop:
+        return _WITHOUT_AXES[operator_name](x) if operator_name in _WITHOUT_AXES else x
+    return _REDUCTIONS[operator_name](x, axes or None, keepdims)
+
+
 @operator(*_REDUCTIONS)
 def reduction(op: OperatorCall) -> Any:
     """Without axes all are reduced, or none with `noop_with_empty_axes`, and then squares and logs still apply."""
-    axes = op.axes(1)
-    if axes == []:
-        axes = None
-    if axes is None and op.attribute("noop_with_empty_axes", 0):
-        axes = []
-    keepdims = bool(op.attribute("keepdims", 1))
-    if axes == []:
-        return _without_axes(op)
-    return op.call(_REDUCTIONS[op.node.op_type], op.tensor(0), axes, keepdims)
-
-
-def _without_axes(op: OperatorCall) -> Any:
-    x = op.tensor(0)
-    match op.node.op_type:
-        case "ReduceL1" | "ReduceL2":
-            return op.call(torch.abs, x)
-        case "ReduceSumSquare":
-            return op.call(torch.square, x)
-        case "ReduceLogSum":
-            return op.call(torch.log, x)
-        case _:
-            return x
+    name, x, axes = op.node.op_type, op.tensor(0), op.axes(1)
+    keepdims, noop = bool(op.attribute("keepdims", 1)), bool(op.attribute("noop_with_empty_axes", 0))
+    if isinstance(axes, fx.Node):
+        return op.call(reduce_by_axes, name, x, axes, keepdims, noop)
+    if not axes and noop:
+        return op.call(_WITHOUT_AXES[name], x) if name in _WITHOUT_AXES else x
+    return op.call(_REDUCTIONS[name], x, axes or None, keepdims)
 
 
 def arg_extreme(x: torch.Tensor, axis: int, keepdims: bool, last: bool, largest: bool) -> torch.Tensor:

@@ -86,7 +86,7 @@ def axis_matrix(length: int, positions: torch.Tensor, scale: float, how: Interpo
     taps = torch.arange(-reach, reach + 1, device=positions.device)
     index = torch.floor(positions).unsqueeze(1) + taps
     weights = _weights((positions.unsqueeze(1) - index) / stretch, how.mode, how.cubic_coefficient)
-    if how.exclude_outside or how.antialias:
+    if how.exclude_outside:
         weights = torch.where((index < 0) | (index >= length), torch.zeros_like(weights), weights)
     weights = weights / weights.sum(1, keepdim=True)
     matrix = torch.zeros(outputs, length, device=positions.device)

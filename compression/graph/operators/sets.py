@@ -13,7 +13,7 @@ from compression.graph.operators.registry import operator
 
 def top_k(x: torch.Tensor, k: int, axis: int, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest or smallest in order; of equal ones the lower index comes first."""
-    values, indices = widened(x).sort(axis, descending=largest, stable=True)
+    values, indices = torch.sort(widened(x), dim=axis, descending=largest, stable=True)
     return values.narrow(axis, 0, k).to(x.dtype), indices.narrow(axis, 0, k)
 
 

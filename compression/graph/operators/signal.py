@@ -98,8 +98,12 @@ def stft(op: OperatorCall) -> Any:
 
 
 def mel_weights(bins: int, length: int, rate: int, low: float, high: float, dtype: torch.dtype) -> torch.Tensor:
-    """(length / 2 + 1, bins): triangular filters evenly spaced in mel = 2595 log10(1 + f / 700)."""
-    edges = torch.linspace(_mel(low), _mel(high), bins + 2, dtype=torch.float64)
+    """(length / 2 + 1, bins): triangular filters evenly spaced in mel = 2595 log10(1 + f / 700).
+
+    As ONNX defines it the last filter ends a step before `high`.
+    """
+    step = (_mel(high) - _mel(low)) / (bins + 2)
+    edges = torch.arange(bins + 2, dtype=torch.float64) * step + _mel(low)
     frequencies = 700 * (10 ** (edges / 2595) - 1)
     points = torch.floor((length + 1) * frequencies / rate).to(torch.int64)
     weights = torch.zeros(length // 2 + 1, bins, dtype=torch.float64)
@@ -109,10 +113,10 @@ def mel_weights(bins: int, length: int, rate: int, low: float, high: float, dtyp
             weights[middle, index] = 1
         else:
             rising = torch.arange(start, middle + 1)
-            weights[rising, index] = (rising - start) / (middle - start)
+            weights[rising, index] = (rising - start).to(torch.float64) / (middle - start)
         if end > middle:
             falling = torch.arange(middle, end)
-            weights[falling, index] = (end - falling) / (end - middle)
+            weights[falling, index] = (end - falling).to(torch.float64) / (end - middle)
     return weights.to(dtype)
 
 

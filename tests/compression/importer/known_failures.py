@@ -1,12 +1,10 @@
-"""Backend node tests of the onnx package that the importer does not pass, by reason."""
+"""Node tests of the onnx package that the importer does not pass as they are, by reason."""
 
 from __future__ import annotations
 
-KNOWN_FAILURES: dict[str, tuple[str, ...]] = {
-    "no such operator in a training graph": (
-        "test_ai_onnx_ml_binarizer",
-        "test_ai_onnx_ml_tree_ensemble_set_membership",
-        "test_ai_onnx_ml_tree_ensemble_single_tree",
+# These have to raise UnsupportedOperator, and nothing else.
+UNSUPPORTED: dict[str, tuple[str, ...]] = {
+    "operators that decode pictures or count words in front of a network: nothing in them can be trained": (
         "test_image_decoder_decode_bmp_rgb",
         "test_image_decoder_decode_jpeg2k_rgb",
         "test_image_decoder_decode_jpeg_bgr",
@@ -16,72 +14,6 @@ KNOWN_FAILURES: dict[str, tuple[str, ...]] = {
         "test_image_decoder_decode_pnm_rgb",
         "test_image_decoder_decode_tiff_rgb",
         "test_image_decoder_decode_webp_rgb",
-        "test_optional_get_element_tensor",
-        "test_optional_has_element_empty_no_input_name_optional_input",
-        "test_optional_has_element_empty_no_input_name_tensor_input",
-        "test_optional_has_element_empty_no_input_optional_input",
-        "test_optional_has_element_empty_no_input_tensor_input",
-    ),
-    "half precision: torch rounds at other places than the reference": (
-        "test_attention_3d_causal_bf16",
-        "test_attention_3d_causal_bf16_expanded",
-        "test_attention_4d_attn_mask_causal_bf16",
-        "test_attention_4d_attn_mask_causal_bf16_expanded",
-        "test_attention_4d_causal_bf16",
-        "test_attention_4d_causal_bf16_expanded",
-        "test_attention_4d_causal_fp16",
-        "test_attention_4d_causal_fp16_expanded",
-        "test_attention_4d_causal_padded_kv_bf16_expanded",
-        "test_attention_4d_fp16",
-        "test_attention_4d_padded_kv_bf16_expanded",
-    ),
-    "cache, window or optional input that ONNX's own expansion fails on": (
-        "test_attention_4d_causal_nonpad_attn_mask_composition",
-        "test_attention_4d_causal_nonpad_batch_prefill",
-        "test_attention_4d_causal_nonpad_continued_prefill",
-        "test_attention_4d_causal_nonpad_negative_offset_structural_empty",
-        "test_attention_4d_causal_padded_kv_bf16",
-        "test_attention_4d_causal_with_past_and_present",
-        "test_attention_4d_diff_heads_mask4d_padded_kv",
-        "test_attention_4d_gqa_causal_nonpad_decode",
-        "test_attention_4d_gqa_causal_nonpad_decode_fp16",
-        "test_attention_4d_padded_kv_bf16",
-        "test_attention_local_window_ext_cache_float16_mask",
-        "test_attention_local_window_ext_cache_rank2_mask",
-        "test_attention_local_window_ext_cache_rank3_head_mask",
-        "test_attention_local_window_ext_cache_rank4_batch_mask",
-        "test_attention_local_window_with_past",
-        "test_linear_attention_delta",
-        "test_linear_attention_explicit_scale",
-        "test_linear_attention_fp16",
-        "test_linear_attention_gated",
-        "test_linear_attention_gated_delta",
-        "test_linear_attention_gated_delta_beta_scalar",
-        "test_linear_attention_gated_delta_gqa",
-        "test_linear_attention_gated_delta_mqa",
-        "test_linear_attention_gated_per_head_decay",
-    ),
-    "differs from the reference; see the operator's file": (
-        "test_cast_FLOAT16_to_FLOAT4E2M1",
-        "test_cast_FLOAT_to_FLOAT4E2M1",
-        "test_castlike_FLOAT16_to_FLOAT4E2M1",
-        "test_castlike_FLOAT16_to_FLOAT4E2M1_expanded",
-        "test_castlike_FLOAT_to_FLOAT4E2M1",
-        "test_castlike_FLOAT_to_FLOAT4E2M1_expanded",
-        "test_dft_inverse",
-        "test_dft_inverse_opset19",
-        "test_maxunpool_export_with_output_shape",
-        "test_melweightmatrix",
-        "test_reduce_max_empty_set_bool",
-        "test_reduce_sum_empty_axes_input_noop",
-        "test_reduce_sum_empty_axes_input_noop_example",
-        "test_resize_downsample_scales_cubic_align_corners",
-        "test_resize_downsample_scales_cubic_antialias",
-        "test_resize_downsample_scales_linear_align_corners",
-        "test_resize_downsample_scales_linear_antialias",
-        "test_resize_downsample_sizes_cubic_antialias",
-        "test_resize_downsample_sizes_linear_antialias",
-        "test_scan_sum",
         "test_tfidfvectorizer_tf_batch_onlybigrams_skip0",
         "test_tfidfvectorizer_tf_batch_onlybigrams_skip5",
         "test_tfidfvectorizer_tf_batch_uniandbigrams_skip5",
@@ -89,25 +21,57 @@ KNOWN_FAILURES: dict[str, tuple[str, ...]] = {
         "test_tfidfvectorizer_tf_onlybigrams_levelempty",
         "test_tfidfvectorizer_tf_onlybigrams_skip5",
         "test_tfidfvectorizer_tf_uniandbigrams_skip5",
-        "test_top_k",
-        "test_top_k_negative_axis",
-        "test_top_k_same_values",
-        "test_top_k_same_values_2d",
-        "test_top_k_same_values_largest",
-        "test_top_k_smallest",
-        "test_top_k_uint64",
     ),
-    "training_mode is computed": (
-        "test_training_dropout",
-        "test_training_dropout_default",
-        "test_training_dropout_default_mask",
-        "test_training_dropout_mask",
-        "test_training_dropout_zero_ratio",
-        "test_training_dropout_zero_ratio_mask",
+    "classical machine learning: trees and thresholds have no gradient": (
+        "test_ai_onnx_ml_binarizer",
+        "test_ai_onnx_ml_tree_ensemble_set_membership",
+        "test_ai_onnx_ml_tree_ensemble_single_tree",
     ),
-    "operator set 1": (
+    "operator set 1: broadcasting followed other rules before 7": (
         "test_not_2d",
         "test_not_3d",
         "test_not_4d",
     ),
+}
+
+# These differ from the stored results and have to equal ONNX Runtime's, on which the written models will run.
+AS_ONNX_RUNTIME: dict[str, tuple[str, ...]] = {
+    "align_corners divides by the rounded output length, as torch does too; the reference by the unrounded one": (
+        "test_resize_downsample_scales_cubic_align_corners",
+        "test_resize_downsample_scales_linear_align_corners",
+    ),
+    "indices of MaxUnpool are positions in the output; the reference takes them for positions in the natural shape": (
+        "test_maxunpool_export_with_output_shape",
+    ),
+}
+
+# These pass with other tolerances, (relative, absolute).
+ROUNDING: dict[tuple[float, float], dict[str, tuple[str, ...]]] = {
+    (2e-3, 1e-3): {
+        "float16 has 11 bits: the softmax and the products round in another order than the reference": (
+            "test_attention_4d_causal_fp16",
+            "test_attention_4d_causal_fp16_expanded",
+            "test_attention_4d_fp16",
+        ),
+    },
+    (2e-2, 1e-2): {
+        "bfloat16 has 8 bits: the softmax and the products round in another order than the reference": (
+            "test_attention_3d_causal_bf16",
+            "test_attention_3d_causal_bf16_expanded",
+            "test_attention_4d_attn_mask_causal_bf16",
+            "test_attention_4d_attn_mask_causal_bf16_expanded",
+            "test_attention_4d_causal_bf16",
+            "test_attention_4d_causal_bf16_expanded",
+            "test_attention_4d_causal_padded_kv_bf16",
+            "test_attention_4d_causal_padded_kv_bf16_expanded",
+            "test_attention_4d_padded_kv_bf16",
+            "test_attention_4d_padded_kv_bf16_expanded",
+        ),
+    },
+    (1e-3, 1e-6): {
+        "the imaginary part of a real signal is zero; the reference has rounding noise of 2e-7 there": (
+            "test_dft_inverse",
+            "test_dft_inverse_opset19",
+        ),
+    },
 }
