@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compression._spec_base import DataRole, StepSpec
+from compression.training.spec import Training
 
 
 class QuantizeDynamic(StepSpec):
@@ -85,4 +86,43 @@ class QuantizeFloat16(StepSpec):
     """Inputs and outputs stay float32, so callers need not change."""
 
 
+class QuantizeAware(StepSpec):
+    """Train with the rounding of few bits in place, so that the network learns to live with it (Jacob et al. 2017,
+    section 3). Needs `data.training`.
+
+    Batch norms are folded into their layers first; then weights and activations pass through fake quantization while
+    the weights are trained. The result is an ONNX graph with QuantizeLinear/DequantizeLinear pairs, whose whole numbers
+    lie in 8 bits whatever their own bits, so that integer kernels run them; coding them later saves the rest.
+    """
+
+    type: Literal["quantize"] = "quantize"
+    mode: Literal["qat"] = "qat"
+    weight_bits: int = Field(default=8, ge=2, le=8)
+    """Bits of a weight."""
+    activation_bits: int | None = Field(default=8, ge=4, le=8)
+    """Bits of an activation; None leaves activations and biases in float. What leaves the last layer has 8."""
+    per_channel: bool = True
+    """One weight scale for each output channel instead of one for each tensor."""
+    ranges: Literal["learned", "observed"] = "learned"
+    """Step sizes are trained along with the weights (LSQ, Esser et al. 2020), from those that err least on; or follow
+    from the largest weight and a moving average of the activations' extremes (Jacob et al. 2017, section 3.1)."""
+    keep_first_last_8bit: bool = True
+    """The weights of the first and the last layers, and what goes into these layers, have 8 bits: they cost little
+    there, and fewer cost much accuracy."""
+    calibration_samples: int = Field(default=256, ge=1, le=1_000_000)
+    """Training samples, taken evenly over the dataset, whose activations give the ranges to start from."""
+    reduce_range: bool | None = None
+    """Use 7 of the 8 bits of a weight that meets 8-bit activations, which CPUs without VNNI need to add products
+    without saturating. None: decided by this machine's CPU."""
+    keep_zeros: bool = True
+    """Weights that are exactly zero stay so: what earlier steps have pruned is not undone."""
+    training: Training = Training(learning_rate=3e-4)
+    """How to train."""
+
+    @property
+    def data_needed(self) -> frozenset[DataRole]:
+        return frozenset({"training"})
+
+
 Quantize = QuantizeDynamic | QuantizeStatic | QuantizeWeightOnly | QuantizeFloat16
+"""The modes that need no training."""
