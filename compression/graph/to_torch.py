@@ -42,8 +42,8 @@ class UnsupportedOperator(StepFailed):
         more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
         super().__init__(
             "operator_not_importable",
-            f"Steps that train cannot run on this model: {shown}{more}. Steps without training still can: prune and "
-            "cluster without training, quantize in all modes but qat, encode.",
+            # Which steps train is the specs' to say (`data_needed`); a list here would go stale.
+            f"This model cannot be trained: {shown}{more}. Steps that need no training dataset can still run on it.",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import onnx
 import torch
@@ -31,8 +32,9 @@ def write_back(module: fx.GraphModule, model: onnx.ModelProto) -> onnx.ModelProt
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    changes, same = [], []
-    for binding, proto in _stored(module.bindings, result):
+    changes: list[tuple[Binding, onnx.TensorProto, torch.Tensor]] = []
+    same: list[tuple[Binding, onnx.TensorProto, torch.Tensor]] = []
+    for binding, proto in _stored(cast("tuple[Binding, ...]", module.bindings), result):
         before = tensor_from_proto(proto)
         values = binding.layout.join([tensors[target].detach().cpu() for target in binding.targets]).to(before.dtype)
         if values.shape != before.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from compression.graph.operators.call import OperatorCall
 from compression.graph.operators.dtypes import torch_dtype
 from compression.graph.operators.registry import operator
 
-_PLAIN = {
+_PLAIN: dict[str, Callable[..., Any]] = {
     "Relu": functional.relu,
     "Sigmoid": torch.sigmoid,
     "Softsign": functional.softsign,

@@ -201,7 +201,7 @@ class GraphBuilder:
             raise Rejected(str(error)) from None
 
     def _stored(self, name: str) -> tuple[GraphBuilder, str] | None:
-        """The innermost graph that stores the tensor, unless one further in computes a value of that name, and its name.
+        """The innermost graph that stores the tensor, and its name; None where one further in computes that value.
 
         Identity nodes are looked through.
         """

@@ -81,8 +81,8 @@ def divide(a: Any, b: Any) -> Any:
     return _narrowed(functools.partial(torch.div, rounding_mode="trunc"), a, b)
 
 
-_PLAIN = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div}
-_ANY_INTEGER = {"Add": add, "Sub": subtract, "Mul": multiply, "Div": divide}
+_PLAIN: dict[str, Callable[..., Any]] = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div}
+_ANY_INTEGER: dict[str, Callable[..., Any]] = {"Add": add, "Sub": subtract, "Mul": multiply, "Div": divide}
 
 
 @operator("Add", "Sub", "Mul", "Div")

@@ -70,6 +70,8 @@ class Emitter:
         self._parameters: dict[int, fx.Node] = {}
         self._constants: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._last_placeholder: fx.Node | None = None
+        self._containers: set[str] = set()
+        self._owned: set[str] = set()
 
     def finish(self, outputs: Sequence[Any]) -> fx.GraphModule:
         """The module; it gives its only output, or a tuple of them."""
@@ -140,7 +142,7 @@ class Emitter:
         """Let the module own a layer and apply it."""
         found = (_LAYER_TENSOR.fullmatch(name) for name in named_after)
         preferred = next((match[1] for match in found if match), self.origin.name if self.origin else "layer")
-        path = _assign(self._root, preferred, module)
+        path = self._own(preferred, module)
         anchor = next((leaf for leaf in _leaves(args) if isinstance(leaf, fx.Node) and _on_device(leaf)), None)
 
         def place(leaf: Any) -> Any:
@@ -159,7 +161,7 @@ class Emitter:
         (parameter,) = self._weights.parameters(weight)
         node = self._parameters.get(id(parameter))
         if node is None:
-            node = self._graph.create_node("get_attr", _assign(self._root, weight.name, parameter), (), {})
+            node = self._graph.create_node("get_attr", self._own(weight.name, parameter), (), {})
             node.meta.update({_PLACE: _DEVICE, _WEIGHT: weight})
             self._parameters[id(parameter)] = node
         return node
@@ -169,11 +171,41 @@ class Emitter:
         known = self._constants.get(id(tensor))
         if known is None:
             # A copy: the same stored tensor may be the memory of a parameter elsewhere.
-            path = _assign(self._root, self._weights.name_of(tensor), nn.Buffer(tensor.clone()))
+            path = self._own(self._weights.name_of(tensor), nn.Buffer(tensor.clone()))
             node = self._graph.create_node("get_attr", path, (), {})
             node.meta[_PLACE] = _DEVICE
             known = self._constants[id(tensor)] = (tensor, node)
         return known[1]
+
+    def _own(self, name: str, item: nn.Module | torch.Tensor) -> str:
+        """Put a layer, parameter or buffer into the module, under its name where that is a free and legal path.
+
+        Otherwise under a like one. Gives the path.
+        """
+        if not self._is_free(name):
+            flat, count = _identifier(name), 0
+            name = flat
+            while not self._is_free(name):
+                count += 1
+                name = f"{flat}_{count}"
+        *parents, last = name.split(".")
+        owner = self._root
+        for depth, parent in enumerate(parents, 1):
+            path = ".".join(parents[:depth])
+            if path not in self._containers:
+                owner.add_module(parent, nn.Module())
+                self._containers.add(path)
+            owner = owner.get_submodule(parent)
+        setattr(owner, last, item)
+        self._owned.add(name)
+        return name
+
+    def _is_free(self, path: str) -> bool:
+        """Whether something may be stored under a path: every part a plain word, nothing but containers above it."""
+        atoms = path.split(".")
+        legal = all(_ATOM.fullmatch(atom) and atom not in _RESERVED for atom in atoms)
+        above = (".".join(atoms[:depth]) for depth in range(1, len(atoms)))
+        return legal and path not in self._owned and path not in self._containers and self._owned.isdisjoint(above)
 
     def _literal(self, tensor: torch.Tensor) -> fx.Node:
         return self._emit(torch.tensor, (tensor.tolist(),), {"dtype": tensor.dtype}, _HOST)
@@ -215,37 +247,3 @@ def _leaves(tree: Any) -> list[Any]:
 def _identifier(name: str) -> str:
     cleaned = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower()
     return f"_{cleaned}" if not cleaned or cleaned[0].isdigit() else cleaned
-
-
-def _assign(root: nn.Module, name: str, item: nn.Module | torch.Tensor) -> str:
-    """Store a layer, parameter or buffer under its name where that is a free and legal path, else under a like one."""
-    if not _is_free(root, name):
-        flat = _identifier(name)
-        count = 0
-        name = flat
-        while not _is_free(root, name):
-            count += 1
-            name = f"{flat}_{count}"
-    *parents, last = name.split(".")
-    owner = root
-    for parent in parents:
-        if parent not in owner._modules:  # hasattr would also find methods
-            owner.add_module(parent, nn.Module())
-        owner = owner.get_submodule(parent)
-    setattr(owner, last, item)
-    return name
-
-
-def _is_free(root: nn.Module, path: str) -> bool:
-    """Whether something may be stored under a path: every part a plain word, nothing but a bare container there."""
-    *parents, last = path.split(".")
-    if any(not _ATOM.fullmatch(atom) or atom in _RESERVED for atom in (*parents, last)):
-        return False
-    owner: Any = root
-    for parent in parents:
-        if parent in owner._parameters or parent in owner._buffers:
-            return False
-        owner = owner._modules.get(parent)
-        if owner is None:
-            return True
-    return not hasattr(owner, last)

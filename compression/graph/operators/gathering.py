@@ -61,7 +61,7 @@ def gather_(op: OperatorCall) -> Any:
     weight = op.stored(0)
     if weight is not None and axis == 0 and op.rank(0) == 2 and indices is None:
         (values,) = op.parameters(weight)
-        layer = nn.Embedding(*values.shape, device="meta")
+        layer = nn.Embedding(values.shape[0], values.shape[1], device="meta")
         layer.weight = values
         return op.layer(layer, op.call(nonnegative, op.tensor(1), values.shape[0]), named_after=(weight,))
     return op.call(gather, op.tensor(0), op.tensor(1), axis)

@@ -63,7 +63,7 @@ def batch_norm_training(
     epsilon: float,
     momentum: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalize by the batch's own statistics; also gives the updated running ones (biased variance, as ONNX has it)."""
+    """Normalize by the batch's own statistics; also gives the updated running ones (biased variance, as in ONNX)."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     now_mean, now_variance = x.mean(axes), x.var(axes, unbiased=False)
     y = functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
@@ -196,7 +196,7 @@ def local_response_normalization(op: OperatorCall) -> Any:
 
 
 def local_response_norm(x: torch.Tensor, size: int, alpha: float, beta: float, bias: float) -> torch.Tensor:
-    """Divide by a power of the energy in neighbouring channels; an even window reaches one further up, unlike torch's."""
+    """Divide by a power of the energy in neighbouring channels; an even window reaches one further up than torch's."""
     before = (size - 1) // 2
     flat = x.square().flatten(2).transpose(1, 2) if x.dim() > 2 else x.square().unsqueeze(1)
     windows = functional.pad(flat, (before, size - 1 - before)).unfold(-1, size, 1).sum(-1)
@@ -217,7 +217,7 @@ def mean_variance_normalize(x: torch.Tensor, axes: Sequence[int]) -> torch.Tenso
 
 @operator("Dropout")
 def dropout(op: OperatorCall) -> Any:
-    """`nn.Dropout`: active when the module trains. An input `training_mode` that is true, or computed, decides itself."""
+    """`nn.Dropout`: active when the module trains; an input `training_mode` that is true or computed decides itself."""
     ratio = op.attribute("ratio", 0.5) if op.opset < 12 else op.number(1, 0.5)
     training = op.number(2, False)
     x = op.tensor(0)

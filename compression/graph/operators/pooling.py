@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from compression.graph.operators.call import OperatorCall
 from compression.graph.operators.padding import same_pads
 from compression.graph.operators.registry import operator
 
-_MAX_POOL = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
+_MAX_POOL: tuple[Callable[..., Any], ...] = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
 _AVERAGE_POOL = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
 
 
@@ -98,7 +98,7 @@ def max_pool(
 def max_pool_with_indices(
     x: torch.Tensor, geometry: dict[str, Any], column_major: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maxima, and their positions in the flattened input; `column_major` counts the spatial axes the other way round."""
+    """Maxima, and their positions in the flattened input; `column_major` counts the axes the other way round."""
     kernel, stride, dilation = geometry["kernel"], geometry["stride"], geometry["dilation"]
     found = window_pads(x.shape[2:], **geometry)
     padded = _pad(x, found, -torch.inf)

@@ -30,26 +30,25 @@ def sources(
 ) -> torch.Tensor:
     """Where each of `size` output positions lies on an input axis of `length`, in float32 as in ONNX Runtime."""
     x = torch.arange(size, dtype=torch.float32, device=device)
+    positions = (x + 0.5) / scale - 0.5
     match how.coordinates:
         case "asymmetric":
-            return x / scale
+            positions = x / scale
         case "align_corners":
-            return x * ((length - 1) / (size - 1)) if size > 1 else torch.zeros_like(x)
-        case "pytorch_half_pixel":
-            return (x + 0.5) / scale - 0.5 if size > 1 else torch.zeros_like(x)
+            positions = x * ((length - 1) / (size - 1)) if size > 1 else torch.zeros_like(x)
+        case "pytorch_half_pixel" if size == 1:
+            positions = torch.zeros_like(x)
         case "half_pixel_symmetric":
             # With a size that scale x length was rounded to, the picture is kept in the middle.
-            exact = scale * length
-            return length / 2 * (1 - size / exact) + (x + 0.5) / scale - 0.5
+            positions = positions + length / 2 * (1 - size / (scale * length))
         case "tf_half_pixel_for_nn":
-            return (x + 0.5) / scale
+            positions = (x + 0.5) / scale
         case "tf_crop_and_resize":
             start, end = region
-            if size > 1:
-                return start * (length - 1) + x * ((end - start) * (length - 1) / (size - 1))
-            return torch.full_like(x, 0.5 * (start + end) * (length - 1))
-        case _:
-            return (x + 0.5) / scale - 0.5
+            step = (end - start) * (length - 1) / (size - 1) if size > 1 else 0.0
+            first = start if size > 1 else 0.5 * (start + end)
+            positions = first * (length - 1) + x * step
+    return positions
 
 
 def _nearest(x: torch.Tensor, rounding: str) -> torch.Tensor:

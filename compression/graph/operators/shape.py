@@ -9,7 +9,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from compression.graph.operators.call import OperatorCall
+from compression.graph.operators.call import OperatorCall, Rejected
 from compression.graph.operators.dtypes import tensor_from_proto, torch_dtype, widened
 from compression.graph.operators.registry import operator
 
@@ -150,7 +150,8 @@ def _constant_value(op: OperatorCall) -> torch.Tensor:
         case "value_int" | "value_ints":
             return torch.tensor(op.attribute(attribute.name), dtype=torch.int64)
         case _:
-            op.reject(f"attribute '{attribute.name}': strings have no place in a training graph")
+            msg = f"attribute '{attribute.name}': strings have no place in a training graph"
+            raise Rejected(msg)
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> torch.Tensor:
