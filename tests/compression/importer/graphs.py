@@ -30,7 +30,7 @@ def node(operator, inputs, outputs, **attributes):
     return helper.make_node(operator, inputs, outputs, name=f"{operator}_{outputs[0]}", **attributes)
 
 
-def model(nodes, inputs, outputs, weights, *, opset=OPSET):
+def model(nodes, inputs, outputs, weights, *, opset=OPSET, others=None):
     """Entries are (name, shape[, element type]); shapes of outputs may be None, to be inferred."""
     graph = helper.make_graph(
         nodes,
@@ -39,7 +39,8 @@ def model(nodes, inputs, outputs, weights, *, opset=OPSET):
         [value(*entry) for entry in outputs],
         [initializer(name, values) for name, values in weights.items()],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    opsets = [helper.make_opsetid(domain, version) for domain, version in {"": opset, **(others or {})}.items()]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     inferred = list(onnx.shape_inference.infer_shapes(made, strict_mode=True).graph.output)
     made.graph.ClearField("output")
     made.graph.output.extend(inferred)
