@@ -19,6 +19,7 @@ from compression.spec import (
     Cluster,
     Finetune,
     Prune,
+    QuantizeAware,
     QuantizeDynamic,
     QuantizeFloat16,
     QuantizeStatic,
@@ -61,7 +62,7 @@ class Material:
         return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key)
 
 
-def apply(
+def apply(  # noqa: PLR0911 - one for each technique
     step: Step, model: onnx.ModelProto, context: Context, material: Material
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
     """Apply one step; the result, and what is worth reporting about it.
@@ -88,6 +89,11 @@ def apply(
             return cluster_and_tune(model, step, context, training)
         case Cluster():
             return cluster(model, step, context, material.seed)
+        case QuantizeAware():
+            training = material.training()
+            from compression.quantization.aware.step import quantize_aware  # noqa: PLC0415
+
+            return quantize_aware(model, step, context, training)
         case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
             return quantize(model, step, context, material.feeds.get("calibration"), material.seed)
         case _:

@@ -16,6 +16,7 @@ from compression.clustering.spec import Cluster
 from compression.pruning.spec import Prune
 from compression.quantization.spec import (
     Quantize,
+    QuantizeAware,
     QuantizeDynamic,
     QuantizeFloat16,
     QuantizeStatic,
@@ -30,6 +31,7 @@ __all__ = [
     "PipelineSpec",
     "Prune",
     "Quantize",
+    "QuantizeAware",
     "QuantizeDynamic",
     "QuantizeFloat16",
     "QuantizeStatic",
@@ -59,12 +61,13 @@ Step = Annotated[
     | Annotated[QuantizeDynamic, Tag("quantize dynamic")]
     | Annotated[QuantizeStatic, Tag("quantize static")]
     | Annotated[QuantizeWeightOnly, Tag("quantize weight_only")]
-    | Annotated[QuantizeFloat16, Tag("quantize float16")],
+    | Annotated[QuantizeFloat16, Tag("quantize float16")]
+    | Annotated[QuantizeAware, Tag("quantize qat")],
     Discriminator(
         _tag,
         custom_error_type="unknown_step",
         custom_error_message="type must be prune, finetune, cluster or quantize; "
-        "quantize needs mode dynamic, static, weight_only or float16",
+        "quantize needs mode dynamic, static, weight_only, float16 or qat",
     ),
 ]
 """One technique. Adding one: a spec class, a function, a member here, a `case` in `pipeline`, a test."""
@@ -129,6 +132,9 @@ class PipelineSpec(Spec):
                 raise ValueError(msg)
             if _RANK[later.type] < _RANK[earlier.type]:
                 msg = f"step {position}: '{later.type}' would undo '{earlier.type}'; put it before"
+                raise ValueError(msg)
+            if earlier.type == "cluster" and later.type == "quantize" and later.mode == "qat":
+                msg = f"step {position}: 'quantize' in mode 'qat' trains the weights and would undo 'cluster'"
                 raise ValueError(msg)
 
     @property

@@ -17,6 +17,7 @@ STATIC = {"type": "quantize", "mode": "static"}
 DYNAMIC = {"type": "quantize", "mode": "dynamic"}
 WEIGHT_ONLY = {"type": "quantize", "mode": "weight_only"}
 FLOAT16 = {"type": "quantize", "mode": "float16"}
+QAT = {"type": "quantize", "mode": "qat"}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ FLOAT16 = {"type": "quantize", "mode": "float16"}
         [DYNAMIC],
         [WEIGHT_ONLY],
         [FLOAT16],
+        [QAT],
+        [PRUNE, QAT],
         [PRUNE, PATTERN],
         [PRUNE, CLUSTER],
         [PRUNE, STATIC],
@@ -40,6 +43,7 @@ def test_legal_orders(steps):
     spec = PipelineSpec.model_validate({"steps": steps})
     assert [step.type for step in spec.steps] == [step["type"] for step in steps]
     assert ("calibration" in spec.data_needed) == (STATIC in steps)
+    assert ("training" in spec.data_needed) == (QAT in steps)
     assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -53,6 +57,9 @@ def test_legal_orders(steps):
         ([CLUSTER, CLUSTER], "step 1: 'cluster' can be applied once"),
         ([DYNAMIC, STATIC], "step 1: 'quantize' can be applied once"),
         ([PRUNE, FLOAT16, FLOAT16], "step 2: 'quantize' can be applied once"),
+        ([QAT, PRUNE], "step 1: 'prune' would undo 'quantize'"),
+        ([STATIC, QAT], "step 1: 'quantize' can be applied once"),
+        ([CLUSTER, QAT], "step 1: 'quantize' in mode 'qat' trains the weights and would undo 'cluster'"),
         ([], "name at least one step"),
         ([PRUNE] * 33, "at most 32 items"),
     ],
@@ -82,6 +89,11 @@ def test_illegal_orders(steps, message):
         ({"type": "quantize", "mode": "static", "percentile": 99.0}, "percentile has no effect"),
         ({"type": "quantize", "mode": "static", "weight_bits": 5}, "Input should be 8"),
         ({"type": "quantize", "mode": "weight_only", "group_size": 33}, "Input should be 16, 32"),
+        ({"type": "quantize", "mode": "qat", "weight_bits": 1}, "greater than or equal to 2"),
+        ({"type": "quantize", "mode": "qat", "weight_bits": 9}, "less than or equal to 8"),
+        ({"type": "quantize", "mode": "qat", "activation_bits": 3}, "greater than or equal to 4"),
+        ({"type": "quantize", "mode": "qat", "activation_bits": 16}, "less than or equal to 8"),
+        ({"type": "quantize", "mode": "qat", "ranges": "guessed"}, "Input should be 'learned' or 'observed'"),
     ],
 )
 def test_steps_out_of_bounds(step, message):

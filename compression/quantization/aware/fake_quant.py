@@ -82,7 +82,7 @@ def fake_quantize(
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override, unused-ignore]  # torch types it for any arguments
+    def forward(  # type: ignore[override, unused-ignore]  # noqa: PLR0917 - torch gives them by position
         ctx: Any,  # noqa: ANN401 - torch gives what it likes
         x: torch.Tensor,
         scale: torch.Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,11 +77,13 @@ class _Writer:
         if weight not in self._done:
             self._done.add(weight)
             axis = plan.weights[weight].axis
-            yield from self._pair(weight, weight, dequantized(weight), np.int8(0), weight, axis)
+            yield from self._pair(weight, weight, dequantized(weight), np.int8(0), owner=weight, axis=axis)
         layer.input[:] = [dequantized(weight) if name == weight else name for name in layer.input]
         bias = plan.biases.get(layer.output[0])
         if bias is not None:
-            yield from self._pair(bias.prefix, bias.initializer, dequantized(bias.prefix), np.int8(0), bias.prefix, 0)
+            yield from self._pair(
+                bias.prefix, bias.initializer, dequantized(bias.prefix), np.int8(0), owner=bias.prefix, axis=0
+            )
             layer.input[2] = dequantized(bias.prefix)
 
     def _behind(self, name: str) -> Iterator[onnx.NodeProto]:
@@ -90,16 +93,10 @@ class _Writer:
             return
         is_output = name in self._outputs
         source, result = (f"{name}_QuantizeLinear_Input", name) if is_output else (name, dequantized(name))
-        yield from self._pair(name, source, result, np.uint8(0), activation.owner, None)
+        yield from self._pair(name, source, result, np.uint8(0), owner=activation.owner)
 
     def _pair(
-        self,
-        name: str,
-        source: str,
-        result: str,
-        zero: np.generic,
-        owner: str,
-        axis: int | None,
+        self, name: str, source: str, result: str, zero: np.generic, *, owner: str, axis: int | None = None
     ) -> Iterator[onnx.NodeProto]:
         if owner == name:
             self._model.graph.initializer.extend(
@@ -110,10 +107,8 @@ class _Writer:
             )
         parameters = [scale_name(owner), zero_point_name(owner)]
         between = f"{name}_QuantizeLinear_Output"
-        settings = {} if axis is None else {"axis": axis}
-        yield helper.make_node(
-            "QuantizeLinear", [source, *parameters], [between], f"{name}_QuantizeLinear", **settings
-        )
+        settings: dict[str, Any] = {} if axis is None else {"axis": axis}
+        yield helper.make_node("QuantizeLinear", [source, *parameters], [between], f"{name}_QuantizeLinear", **settings)
         yield helper.make_node(
             "DequantizeLinear", [between, *parameters], [result], f"{name}_DequantizeLinear", **settings
         )

@@ -131,7 +131,11 @@ class ActivationQuantizer(nn.Module):
         self._highs.append(x.max())
         if self.step is not None:
             flat = x.flatten()
-            self._values.append(flat[:: max(1, flat.numel() // _KEPT_VALUES)].clone())
+            if flat.numel() > _KEPT_VALUES:
+                # At random: every n-th value would be of one column, or one channel.
+                chance = torch.Generator().manual_seed(len(self._values))
+                flat = flat[torch.randint(flat.numel(), (_KEPT_VALUES,), generator=chance).to(flat.device)]
+            self._values.append(flat.clone())
 
     @torch.no_grad()
     def _follow(self, x: torch.Tensor) -> None:

@@ -57,9 +57,7 @@ class FakeQuantized:
         bound = {binding.initializer: binding for binding in bindings if binding.use is None}
         parameters = dict(self.trainee.module.named_parameters())
         return [
-            TrainableWeight(
-                one.weight, tuple(parameters[target] for target in bound[name].targets), bound[name].layout
-            )
+            TrainableWeight(one.weight, tuple(parameters[target] for target in bound[name].targets), bound[name].layout)
             for name, one in self.plan.weights.items()
             if name in bound
         ]
@@ -167,7 +165,7 @@ def _batches(
 def _ranges(fake: FakeQuantized) -> list[dict[str, object]]:
     found = []
     for name, quantizer in fake.quantizers.activations.items():
-        scale, zero = (float(value) for value in quantizer.parameters_now())
+        scale, zero = (float(value.detach()) for value in quantizer.parameters_now())
         grid = quantizer.grid
         found.append(
             {
@@ -178,5 +176,3 @@ def _ranges(fake: FakeQuantized) -> list[dict[str, object]]:
             }
         )
     return found
-
-
