@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import onnx
 
@@ -38,14 +38,17 @@ def count_macs(model: onnx.ModelProto) -> int | None:
     is taken for the batch, and the count divided by it; with recurrent layers it may be time, and is not. None where
     a shape is not known well enough, or where products hide in operators or subgraphs that cannot be counted.
     """
-    known = _Shapes(shapes.infer(model, one_sample=True))
-    total = 0
+    total = macs_of(model.graph.node, shapes.infer(model, one_sample=True))
+    return None if total is None else total // _fixed_batch(model)
+
+
+def macs_of(nodes: Iterable[onnx.NodeProto], known: Mapping[str, KnownShape]) -> int | None:
+    """Multiply-accumulates of some nodes for values of these shapes; None where they cannot be counted."""
+    lengths = _Shapes(known)
     try:
-        for node in model.graph.node:
-            total += _macs(node, known)
+        return sum(_macs(node, lengths) for node in nodes)
     except (_Unknown, IndexError):
         return None
-    return total // _fixed_batch(model)
 
 
 def _fixed_batch(model: onnx.ModelProto) -> int:

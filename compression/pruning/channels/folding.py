@@ -1,0 +1,170 @@
+"""Shapes and small values of everything in a graph, for one fixed size of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from compression.graph.weights import Array
+
+_SMALL = 2048
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What open axes of inputs are taken to be: two samples, so that the batch is told from axes of length 1.
+
+    Attributes:
+        batch: The first axis.
+        pixels: Other axes of tensors of rank 4 and more.
+        steps: Other axes.
+    """
+
+    batch: int = 2
+    pixels: int = 224
+    steps: int = 16
+
+
+_USUAL, _OTHER = Lengths(), Lengths(batch=3, pixels=256, steps=20)
+
+
+def input_types(graph: onnx.GraphProto, lengths: Lengths) -> dict[str, onnx.TypeProto]:
+    """Types of the graph's inputs with every open axis given a length; axes of one name get one length."""
+    stored = {tensor.name for tensor in graph.initializer}
+    named: dict[str, int] = {}
+    found = {}
+    for value in graph.input:
+        if value.name in stored or not value.type.HasField("tensor_type"):
+            continue
+        kind = onnx.TypeProto()
+        kind.CopyFrom(value.type)
+        axes = kind.tensor_type.shape.dim
+        for position, axis in enumerate(axes):
+            if not axis.HasField("dim_value"):
+                usual = lengths.batch if position == 0 else lengths.pixels if len(axes) > 3 else lengths.steps
+                axis.dim_value = named.setdefault(axis.dim_param, usual) if axis.dim_param else usual
+        found[value.name] = kind
+    return found
+
+
+class Folding:
+    """What is known of each value: its shape, and its elements where they are few and follow from constants and shapes.
+
+    Args:
+        model: Opsets are taken from it, and constants, to which `put` adds.
+        lengths: Of open axes.
+    """
+
+    def __init__(self, model: onnx.ModelProto, lengths: Lengths = _USUAL) -> None:
+        self._opsets = list(model.opset_import)
+        self._versions = {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
+        self._types: dict[str, onnx.TypeProto] = dict(input_types(model.graph, lengths))
+        self.values: dict[str, Array] = {}
+        for tensor in model.graph.initializer:
+            self.put(tensor)
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        version: int = self._versions.get("", 1)
+        return version
+
+    def names(self) -> Iterator[str]:
+        """Every value of which something is known."""
+        return iter(self._types)
+
+    def put(self, tensor: onnx.TensorProto) -> None:
+        """Take in a stored tensor."""
+        self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL and tensor.data_type != TensorProto.STRING:
+            self.values[tensor.name] = numpy_helper.to_array(tensor)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Lengths of the axes of a value, None where they are not known."""
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return None
+        axes = kind.tensor_type.shape.dim
+        if not all(axis.HasField("dim_value") for axis in axes):
+            return None
+        return tuple(int(axis.dim_value) for axis in axes)
+
+    def visit(self, node: onnx.NodeProto) -> None:
+        """Learn what one node computes; nodes come in the order of the graph."""
+        value = self._value(node)
+        if value is not None:
+            self.values[node.output[0]] = value
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            self._types[node.output[0]] = helper.make_tensor_type_proto(kind, list(value.shape))
+            return
+        for name, inferred in self._infer(node).items():
+            self._types[name] = inferred
+
+    def _infer(self, node: onnx.NodeProto) -> Mapping[str, onnx.TypeProto]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        types = {name: self._types[name] for name in node.input if name in self._types}
+        data = {name: numpy_helper.from_array(self.values[name], name) for name in node.input if name in self.values}
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self._versions.get(domain, 1), domain)
+            inferred: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=self._opsets
+            )
+        except (RuntimeError, ValueError, TypeError, KeyError, onnx.defs.SchemaError):
+            return {}  # not an operator that ONNX knows, or one whose operands are not known: neither is its result
+        except onnx.shape_inference.InferenceError:
+            return {}
+        return inferred
+
+    def _value(self, node: onnx.NodeProto) -> Array | None:
+        if node.domain not in ("", "ai.onnx") or len(node.output) != 1 or node.op_type in _RANDOM:
+            return None
+        if node.op_type == "Shape":
+            return self._shape_value(node)
+        names = [name for name in node.input if name]
+        if not all(name in self.values for name in names) or any(one.HasField("g") for one in node.attribute):
+            return None
+        kind = self._infer(node).get(node.output[0])
+        if kind is not None and kind.tensor_type.HasField("shape"):
+            lengths = [axis.dim_value for axis in kind.tensor_type.shape.dim]
+            if np.prod(lengths, dtype=np.int64) > _SMALL:
+                return None
+        body = helper.make_graph(
+            [node],
+            "fold",
+            [helper.make_value_info(name, self._types[name]) for name in dict.fromkeys(names)],
+            [helper.make_value_info(node.output[0], onnx.TypeProto())],
+        )
+        alone = helper.make_model(body, opset_imports=[helper.make_opsetid("", self.opset)])
+        try:
+            (value,) = ReferenceEvaluator(alone).run(None, {name: self.values[name] for name in names})
+        except Exception:  # noqa: BLE001 - the reference implementation raises whatever NumPy does
+            return None
+        array = np.asarray(value)
+        return array if array.size <= _SMALL and array.dtype != np.object_ else None
+
+    def _shape_value(self, node: onnx.NodeProto) -> Array | None:
+        shape = self.shape(node.input[0])
+        if shape is None:
+            return None
+        attributes = {one.name: one.i for one in node.attribute}
+        return np.array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], np.int64)
+
+
+def settled_values(model: onnx.ModelProto, known: Folding) -> frozenset[str]:
+    """Names of small values that are the same whatever the lengths of open axes."""
+    other = Folding(model, _OTHER)
+    for node in model.graph.node:
+        other.visit(node)
+    return frozenset(
+        name
+        for name, value in known.values.items()
+        if name in other.values and np.array_equal(value, other.values[name])
+    )
