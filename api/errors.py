@@ -38,6 +38,7 @@ STATUS: dict[str, HTTPStatus] = {
     "job_not_finished": HTTPStatus.CONFLICT,
     "job_not_retryable": HTTPStatus.CONFLICT,
     "model_rejected": HTTPStatus.CONFLICT,
+    "model_not_ready": HTTPStatus.CONFLICT,
     "dataset_rejected": HTTPStatus.CONFLICT,
     "part_missing": HTTPStatus.CONFLICT,
     "upload_complete": HTTPStatus.CONFLICT,

@@ -24,7 +24,8 @@ from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected
-from compression.graph.architectures.companion import COMPANION, read_companion
+from compression.graph.architectures.companion import read_companion
+from compression.graph.architectures.spec import COMPANION
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
 from compression.quantization.isa import cpu_facts

@@ -14,11 +14,14 @@ import onnxruntime.quantization  # noqa: F401
 from compression.context import Context
 from compression.data import DataSource, inspect_dataset
 from compression.errors import CompressionError
+from compression.graph.architectures.convert import convert
 from compression.graph.inspect import inspect_model
 from compression.pipeline import run
+from compression.publishing import describe
 from workers.failures import is_allocation_failure, out_of_memory
 from workers.protocol import (
     CACHE_FOLDER,
+    OUT_FOLDER,
     REQUEST_FILE,
     Answer,
     Compressed,
@@ -60,7 +63,7 @@ def _execute(line: int, request: Request) -> Answer:
     if request.model is None:
         raise ValueError("the request names no model")
     if request.kind == "inspect_model":
-        return ModelInspected(summary=inspect_model(Path(request.model)))
+        return _inspect_model(Path(request.model), request)
     if request.spec is None:
         raise ValueError("the request has no pipeline")
 
@@ -81,6 +84,13 @@ def _execute(line: int, request: Request) -> Answer:
         Path(request.model), request.spec, context, sources, model_sha256=request.model_sha256, data_sha256=data_sha256
     )
     return Compressed(result=result)
+
+
+def _inspect_model(model: Path, request: Request) -> ModelInspected:
+    if request.source is None:
+        return ModelInspected(summary=inspect_model(model))
+    converted = convert(model, request.source, Path.cwd() / OUT_FOLDER, threads=request.threads)
+    return ModelInspected(summary=converted.summary, files=tuple(describe(file) for file in converted.files))
 
 
 class _ReportedSteps:

@@ -19,6 +19,7 @@ from catalog.models.repository import Models
 from catalog.models.tables import ModelRow
 from compression.cache import step_keys
 from compression.data_spec import ImagePreprocessing
+from compression.graph.architectures.spec import COMPANION, MODEL, ModelSource
 from compression.quantization.isa import cpu_facts
 from compression.spec import PipelineSpec
 from workers.failures import JobFailed
@@ -39,6 +40,11 @@ class Inputs:
     spec: PipelineSpec | None
     keys: Sequence[str]
     """The name of each step of `spec` in the step cache."""
+
+    @property
+    def files_to_make(self) -> list[str]:
+        """What an inspection makes of the model's upload: a graph where there is none."""
+        return [] if self.model is None or self.model.source is None else [MODEL, COMPANION]
 
 
 def find_inputs(database: Database, job: JobRow) -> Inputs:
@@ -97,10 +103,15 @@ def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Ca
             raise _dataset_deleted(role, row.id) from error
         images = None if row.images is None else ImagePreprocessing.model_validate(row.images)
         data[role] = DatasetInput(path=f"{_DATA_FOLDER}/{name}", sha256=row.sha256, images=images)
+    source = None
+    if job.kind == JobKind.INSPECT_MODEL and inputs.model is not None and inputs.model.source is not None:
+        known = inputs.model.source
+        source = ModelSource.model_validate({"architecture": known["architecture"], "input": known["input"]})
     return Request(
         kind=JobKind(job.kind).value,
         model=model,
         model_sha256=None if inputs.model is None else inputs.model.sha256,
+        source=source,
         data=data,
         spec=inputs.spec,
     )

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from compression.data_spec import ImagePreprocessing
-from compression.result import PipelineResult
+from compression.graph.architectures.spec import ModelSource
+from compression.result import ArtifactFile, PipelineResult
 from compression.signature import DatasetSummary, ModelSummary
 from compression.spec import PipelineSpec
 
@@ -63,6 +64,8 @@ class Request(BaseModel):
     model: str | None = None
     """The graph's file; external data lies beside it."""
     model_sha256: str | None = None
+    source: ModelSource | None = None
+    """For an inspection: the architecture of weights that come without a graph."""
     data: dict[str, DatasetInput] = {}
     """Datasets by role."""
     spec: PipelineSpec | None = None
@@ -97,6 +100,8 @@ class Compressed(_Event):
 class ModelInspected(_Event):
     type: Literal["model_inspected"] = "model_inspected"
     summary: ModelSummary
+    files: tuple[ArtifactFile, ...] = Field(default=(), max_length=2)
+    """What was made of weights without a graph, in the folder `out`: the graph first."""
 
 
 class DatasetInspected(_Event):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +11,7 @@ from catalog.blobs import CHUNK_BYTES, Blobs
 from catalog.db import Json
 from catalog.errors import StoreFull
 from catalog.jobs.leases import NewArtifact
-from compression.result import PipelineResult
+from compression.result import ArtifactFile
 from workers.files import UnsafeFile, list_folder, open_folder, open_regular
 from workers.protocol import OUT_FOLDER
 
@@ -20,21 +20,21 @@ _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(; ?charset=[a-z0-9-]+)?")
 
 
 def store_artifacts(
-    result: PipelineResult, folder: Path, blobs: Blobs, *, min_free_bytes: int, between: Callable[[], None]
+    files: Sequence[ArtifactFile], folder: Path, blobs: Blobs, *, min_free_bytes: int, between: Callable[[], None]
 ) -> list[NewArtifact]:
-    """Store the files that `result` names.
+    """Store the files that a child says it left in its folder `out`.
 
     Raises:
-        UnsafeFile: A file is not what the result says, or no plain file.
+        UnsafeFile: A file is not what the child says, or no plain file.
         DigestMismatch: A file does not have the announced hash.
         StoreFull: There is no room.
     """
-    names = [file.name for file in result.artifacts]
+    names = [file.name for file in files]
     if len(set(names)) != len(names) or len(names) > _MAX_FILES:
-        raise UnsafeFile("The result names an artifact twice, or too many of them.")
+        raise UnsafeFile("The answer names a file twice, or too many of them.")
     artifacts: list[NewArtifact] = []
     with open_folder(folder, OUT_FOLDER) as out:
-        for announced in result.artifacts:
+        for announced in files:
             between()
             if _MEDIA_TYPE.fullmatch(announced.media_type) is None:
                 raise UnsafeFile(f"Artifact {announced.name} has no proper media type.")

@@ -11,11 +11,12 @@ from catalog.blobs import Blobs
 from catalog.broker import Wakeups
 from catalog.db import Database, Json
 from catalog.errors import DigestMismatch, Fenced, StoreFull
-from catalog.jobs.leases import Claim
+from catalog.jobs.leases import Claim, NewArtifact
 from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
 from catalog.settings import Settings
+from compression.result import ArtifactFile
 from compression.signature import DatasetSummary, ModelSummary
 from workers.alarm import Alarm
 from workers.children import Child, Children
@@ -154,7 +155,7 @@ class Supervisor:
                 raise self._misbehaved(child, str(error)) from error
             child.kill()
             self._children.prepare()
-            return self._publish(lease, child, answer, job)
+            return self._publish(lease, child, answer, job, inputs)
         finally:
             self._children.dismiss(child)
             self._children.prepare()
@@ -207,33 +208,38 @@ class Supervisor:
             data = {"index": index, "type": inputs.spec.steps[index].type, "cached": cached}
             lease.write(lambda leases: leases.note(lease.claim, "step", data))
 
-    def _publish(self, lease: Lease, child: Child, answer: Answer, job: JobRow) -> str:
+    def _publish(self, lease: Lease, child: Child, answer: Answer, job: JobRow, inputs: Inputs) -> str:
         claim = lease.claim
         match answer, job.kind:
             case Compressed(result=result), JobKind.COMPRESS:
                 lease.write(lambda leases: leases.progress(claim, phase="publishing", fraction=1.0, message=""))
-                try:
-                    artifacts = store_artifacts(
-                        result,
-                        child.folder,
-                        self._blobs,
-                        min_free_bytes=self._settings.min_free_bytes,
-                        between=lease.check,
-                    )
-                except (UnsafeFile, DigestMismatch) as error:
-                    raise self._misbehaved(child, str(error)) from error
+                artifacts = self._store(lease, child, result.artifacts)
                 document = result.model_dump(mode="json")
                 return lease.write(lambda leases: leases.publish(claim, artifacts=artifacts, result=document))
-            case ModelInspected(summary=summary), JobKind.INSPECT_MODEL:
-                return self._publish_summary(lease, summary)
+            case ModelInspected(summary=summary, files=files), JobKind.INSPECT_MODEL:
+                if [file.name for file in files] != inputs.files_to_make:
+                    raise self._misbehaved(child, "files that this inspection does not make")
+                made = self._store(lease, child, files)
+                return self._publish_summary(lease, summary, made)
             case DatasetInspected(summary=summary), JobKind.INSPECT_DATASET:
                 return self._publish_summary(lease, summary)
             case _:
                 raise self._misbehaved(child, f"an answer of type {answer.type} to a job of kind {job.kind}")
 
-    def _publish_summary(self, lease: Lease, summary: ModelSummary | DatasetSummary) -> str:
+    def _store(self, lease: Lease, child: Child, files: Sequence[ArtifactFile]) -> list[NewArtifact]:
+        try:
+            return store_artifacts(
+                files, child.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes, between=lease.check
+            )
+        except (UnsafeFile, DigestMismatch) as error:
+            raise self._misbehaved(child, str(error)) from error
+
+    def _publish_summary(
+        self, lease: Lease, summary: ModelSummary | DatasetSummary, made: Sequence[NewArtifact] = ()
+    ) -> str:
         document = summary.model_dump(mode="json")
-        lease.write(lambda leases: leases.publish_inspection(lease.claim, summary=document))
+        files = [{"name": file.name, "sha256": file.sha256, "size": file.size} for file in made]
+        lease.write(lambda leases: leases.publish_inspection(lease.claim, summary=document, files=files))
         return JobState.SUCCEEDED
 
     def _misbehaved(self, child: Child, what: str) -> JobFailed:

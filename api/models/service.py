@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from api.dependencies import PageRequest, Services
 from api.inspection import queue_inspection, unused
-from api.models.schemas import GRAPH_NAME, CreateModel, model_json
+from api.models.schemas import GRAPH_NAME, WEIGHTS_NAME, CreateModel, model_json
 from catalog.db import Json
 from catalog.jobs.repository import Jobs
 from catalog.jobs.states import JobKind
@@ -24,10 +24,13 @@ class ModelService:
         with self._database.write() as session:
             uploads = Uploads(session)
             graph = uploads.get_complete(body.upload_id)
-            sources = [(GRAPH_NAME, graph)]
+            sources = [(GRAPH_NAME if body.architecture is None else WEIGHTS_NAME, graph)]
             sources += [(file.name, uploads.get_complete(file.upload_id)) for file in body.external_data]
             files = [{"name": name, "sha256": upload.sha256, "size": upload.size} for name, upload in sources]
-            row = Models(session).add(name=body.name or graph.filename, files=files)
+            source = None
+            if body.architecture is not None:
+                source = {**body.model_dump(mode="json", include={"architecture", "input"}), "file": files[0]}
+            row = Models(session).add(name=body.name or graph.filename, files=files, source=source)
             queue_inspection(
                 session, self._services, JobKind.INSPECT_MODEL, model_id=row.id, name=row.name, request_id=request_id
             )

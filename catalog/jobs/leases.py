@@ -20,6 +20,7 @@ from catalog.errors import Fenced
 from catalog.jobs.repository import append_event
 from catalog.jobs.states import AttemptOutcome, JobKind, JobState, Queue
 from catalog.jobs.tables import ArtifactRow, AttemptRow, JobDatasetRow, JobRow
+from catalog.models.repository import contents
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
 
@@ -136,10 +137,18 @@ class Leases:
         self._session.flush()
         return JobState.SUCCEEDED
 
-    def publish_inspection(self, claim: Claim, *, summary: Json) -> None:
-        """Make an inspection's summary known: the model or dataset is ready."""
+    def publish_inspection(self, claim: Claim, *, summary: Json, files: Sequence[Json] = ()) -> None:
+        """Make an inspection's summary known: the model or dataset is ready.
+
+        Args:
+            claim: The attempt.
+            summary: What it found.
+            files: `{name, sha256, size}` of what it made of a model's upload, which takes the upload's place.
+        """
         job = self._finish(claim, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, progress=1.0)
         self._settle_subject(job, ModelState.READY, DatasetState.READY, summary=summary)
+        if files and job.kind == JobKind.INSPECT_MODEL:
+            self._session.execute(update(ModelRow).where(ModelRow.id == job.model_id).values(**contents(files)))
 
     def fail(self, claim: Claim, error: Json, *, retry: bool, backoff_seconds: float = 0) -> JobState:
         """End the attempt with an error; the job waits for another one when `retry` and it has attempts left."""

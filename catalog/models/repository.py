@@ -19,16 +19,15 @@ class Models:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def add(self, *, name: str, files: Sequence[Json]) -> ModelRow:
-        """Note a model; `files` are `{name, sha256, size}`, the graph first."""
+    def add(self, *, name: str, files: Sequence[Json], source: Json | None = None) -> ModelRow:
+        """Note a model; `files` are `{name, sha256, size}`, the graph first; `source` as in the table."""
         row = ModelRow(
             id=new_id("mdl"),
             name=name,
             state=ModelState.INSPECTING,
-            files=list(files),
-            sha256=files[0]["sha256"] if len(files) == 1 else _joint_hash(files),
-            size=sum(file["size"] for file in files),
+            source=source,
             created_at=db_now(),
+            **contents(files),
         )
         self._session.add(row)
         self._session.flush()
@@ -43,11 +42,17 @@ class Models:
         return row
 
     def get_usable(self, model_id: str) -> ModelRow:
-        """The model, locked; refused when its inspection rejected it."""
+        """The model, locked; refused when its inspection rejected it, or has not made its graph yet."""
         row = self.get(model_id, lock=True)
         if row.state == ModelState.REJECTED:
             reason = (row.error or {}).get("message", "")
             raise Conflict(f"Model {model_id} was rejected: {reason}", code="model_rejected")
+        if row.state == ModelState.INSPECTING and row.source is not None:
+            raise Conflict(
+                f"Model {model_id} is still being made from its weights: wait until its state is ready "
+                "(GET it with Prefer: wait=30).",
+                code="model_not_ready",
+            )
         return row
 
     def page(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
@@ -59,6 +64,15 @@ class Models:
 
     def delete(self, row: ModelRow) -> None:
         self._session.delete(row)
+
+
+def contents(files: Sequence[Json]) -> Json:
+    """What a model's row says of its files."""
+    return {
+        "files": list(files),
+        "sha256": files[0]["sha256"] if len(files) == 1 else _joint_hash(files),
+        "size": sum(file["size"] for file in files),
+    }
 
 
 def _joint_hash(files: Sequence[Json]) -> str:

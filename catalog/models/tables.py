@@ -17,7 +17,11 @@ class ModelRow(Base):
     name: Mapped[str] = mapped_column(String(255))
     state: Mapped[str] = mapped_column(String(16))
     files: Mapped[list[Json]]
-    """`{name, sha256, size}` of each file, the graph first, then external data under the names that it refers to."""
+    """`{name, sha256, size}` of each file, the graph first, then external data under the names that it refers to. For
+    weights without a graph, the upload until it was inspected and the graph made from it afterwards."""
+    source: Mapped[Json | None]
+    """For weights without a graph, `{architecture, input, file}`: `compression.graph.architectures.spec.ModelSource`
+    and the upload's `{name, sha256, size}`."""
     sha256: Mapped[str] = mapped_column(String(64))
     """Hash of the graph's file, or over all files where there are several."""
     size: Mapped[int] = mapped_column(BigInteger)

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
+from compression.graph.architectures.formats import holds_weights
 from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, Limits
 from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, stored_bytes
 from compression.graph.wire import CutShort, NotWireFormat, outline
@@ -49,8 +50,8 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> LoadedModel:
 
     Raises:
         ModelRejected: `not_onnx`, `truncated_model`, `model_too_large`, `too_many_nodes`, `too_many_tensors`,
-            `subgraphs_too_deep`, `operator_domain_not_allowed`, `external_data_missing`, `external_data_unsafe`,
-            `external_data_invalid` or `invalid_model`.
+            `architecture_missing`, `subgraphs_too_deep`, `operator_domain_not_allowed`, `external_data_missing`,
+            `external_data_unsafe`, `external_data_invalid` or `invalid_model`.
     """
     try:
         model, graph_bytes = _parse(path, limits)
@@ -71,6 +72,12 @@ def _parse(path: Path, limits: Limits) -> tuple[onnx.ModelProto, int]:
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise ModelRejected("model_too_large", f"The file has {size} bytes; at most {limits.max_bytes} are accepted.")
+    if holds_weights(path):
+        raise ModelRejected(
+            "architecture_missing",
+            "The file holds weights and no graph: name the network that they belong to, such as "
+            '"architecture": {"name": "torchvision:resnet18", "arguments": {"num_classes": 10}}, or list its layers.',
+        )
     data = path.read_bytes()
     try:
         counted = outline(data, stop_at=max(limits.max_nodes, limits.max_initializers))

@@ -18,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-COMPANION = "state_dict.safetensors"
 _FORMAT = "levity.state_dict/1"
 
 _NAMES = TypeAdapter(dict[str, str])

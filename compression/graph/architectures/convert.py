@@ -13,8 +13,16 @@ import numpy.typing as npt
 
 from compression import publishing
 from compression.errors import ModelRejected
-from compression.graph.architectures.companion import COMPANION, Companion, beside, write_companion
-from compression.graph.architectures.spec import Architecture, ModelSource, Timm, Torchvision, Transformers
+from compression.graph.architectures.companion import Companion, beside, write_companion
+from compression.graph.architectures.spec import (
+    COMPANION,
+    MODEL,
+    Architecture,
+    ModelSource,
+    Timm,
+    Torchvision,
+    Transformers,
+)
 from compression.graph.inspect import summarize
 from compression.graph.limits import DEFAULT_LIMITS, Limits
 from compression.graph.load import load
@@ -73,7 +81,7 @@ def convert(
     compared = [network.example(batch, seed=batch) for batch in _COMPARED_BATCHES]
     expected = [network.run(arrays) for arrays in compared]
     out.mkdir(parents=True, exist_ok=True)
-    graph = out / publishing.MODEL
+    graph = out / MODEL
     publishing.write_model(graph, network.export(list(expected[0])))
     loaded = load(graph, limits=limits)
     publishing.write_model(graph, loaded.model)

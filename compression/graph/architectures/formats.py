@@ -43,6 +43,15 @@ def weights_format(path: Path) -> Format | None:
     return None
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a file looks like one that `compression.graph.architectures.convert` takes."""
+    kind = weights_format(path)
+    if kind is not Format.TORCH_ZIP:
+        return kind is Format.SAFETENSORS
+    with path.open("rb") as file:
+        return b"/data.pkl" in file.read(512)  # the first entry of torch's archives
+
+
 def check_torch_archive(path: Path, limits: Limits) -> None:
     """Refuse a `.pt` file that is not what `torch.save` writes, before torch reads any of it.
 

@@ -16,6 +16,11 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 from compression._spec_base import Spec
 from compression.graph.architectures.layers_spec import Layers
 
+MODEL = "model.onnx"
+"""The graph that is made."""
+COMPANION = "state_dict.safetensors"
+"""Beside it, what else the `state_dict` holds (`companion`)."""
+
 _KEY = re.compile(r"[a-z][A-Za-z0-9_]{0,63}")
 # Whatever fetches weights or code, or names a place to fetch them from. Weights come from the upload alone.
 _FETCHING = re.compile(
@@ -26,6 +31,7 @@ _LARGEST = 1_000_000
 _MAX_TEXT = 100
 _MAX_CONFIG_BYTES = 16_384
 _MAX_DEPTH = 6
+_MAX_INPUTS = 16
 
 Axis = Annotated[int, Field(ge=1, le=65_536)] | Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,31}$")]
 
@@ -141,11 +147,31 @@ Architecture = Annotated[
 """The network that a `state_dict` belongs to."""
 
 
+Inputs = Annotated[
+    Annotated[Input, Tag("one")] | Annotated[tuple[Input, ...], Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+"""What a network takes: one tensor or several."""
+
+
+def check_inputs(inputs: Input | tuple[Input, ...] | None) -> None:
+    """Raise ValueError unless several inputs can be told apart by their names."""
+    if not isinstance(inputs, tuple):
+        return
+    names = [one.name for one in inputs]
+    if not 1 <= len(inputs) <= _MAX_INPUTS:
+        msg = f"name 1 to {_MAX_INPUTS} inputs"
+        raise ValueError(msg)
+    if len(inputs) > 1 and (None in names or len(set(names)) < len(names)):
+        msg = "several inputs need names that differ"
+        raise ValueError(msg)
+
+
 class ModelSource(Spec):
     """Everything that turns uploaded weights into a graph."""
 
     architecture: Architecture
-    input: Input | tuple[Input, ...] | None = None
+    input: Inputs | None = None
     """What the network takes; None is the architecture's usual input."""
 
     @property
@@ -155,16 +181,7 @@ class ModelSource(Spec):
 
     @model_validator(mode="after")
     def _inputs_are_told_apart(self) -> Self:
-        inputs = self.inputs
-        if inputs is None:
-            return self
-        names = [one.name for one in inputs]
-        if not 1 <= len(inputs) <= 16:
-            msg = "name 1 to 16 inputs"
-            raise ValueError(msg)
-        if len(inputs) > 1 and (None in names or len(set(names)) < len(names)):
-            msg = "several inputs need names that differ"
-            raise ValueError(msg)
+        check_inputs(self.input)
         return self
 
 
