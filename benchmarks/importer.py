@@ -41,7 +41,7 @@ from compression.graph.to_torch import to_torch
 from compression.graph.write_back import write_back
 
 TOLERANCE = 1e-4  # of the largest absolute output
-LEGACY_OPSETS = (11, 14, 17)  # the first that the exporter can express the architecture in
+LEGACY_OPSETS = (11, 14, 17, 20)  # the first that the exporter can express the architecture in
 SECONDS_PER_MODEL = 600
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -187,6 +187,15 @@ def _results(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.
     return list(results) if isinstance(results, (tuple, list)) else [results]
 
 
+def _check_placement(proto: onnx.ModelProto, inputs: tuple[torch.Tensor, ...], results: list[torch.Tensor]) -> None:
+    """Run on tensors without values: fails where a shape depends on a value on the device, or where devices mix."""
+    module = to_torch(proto, device="meta")
+    found = [result.shape for result in _results(module, tuple(value.to("meta") for value in inputs))]
+    if found != [result.shape for result in results]:
+        msg = f"shapes {found} on a device"
+        raise RuntimeError(msg)
+
+
 def _error(results: list[torch.Tensor], references: list[np.ndarray]) -> float:
     """Largest absolute difference over the largest absolute value, worst of all outputs; infinite if not comparable."""
     worst = 0.0
@@ -235,6 +244,8 @@ def _check(family: str, name: str, exporter: str) -> dict[str, Any]:
         stage = "forward"
         results = _results(module, inputs)
         row["error"] = _error(results, references)
+        stage = "placement"
+        _check_placement(proto, inputs, results)
         stage = "backward"
         floats = [result for result in results if result.requires_grad]
         sum((result * torch.randn_like(result)).sum() for result in floats).backward()

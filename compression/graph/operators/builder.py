@@ -162,7 +162,8 @@ class GraphBuilder:
                 return self.emitter.parameter(StoredWeight(name, holder[1], holder[0].scope, tensor))
             value: Value = tensor
         elif self.parent is None:
-            msg = f"value '{name}' is used before it is computed"
+            sparse = any(tensor.values.name == name for tensor in self._proto.sparse_initializer)
+            msg = f"value '{name}' is {'stored as a sparse tensor' if sparse else 'used before it is computed'}"
             raise Rejected(msg)
         else:
             outer = self.parent.value(name)
@@ -240,6 +241,10 @@ class GraphBuilder:
     def rank(self, name: str) -> int | None:
         shape = self.shape(name)
         return None if shape is None else len(shape)
+
+    def output_types(self) -> list[tuple[int | None, list[int | None] | None]]:
+        """Element type and shape of each of the graph's outputs, as far as they are known."""
+        return [(self.element_type(value.name), self.shape(value.name)) for value in self._proto.output]
 
     def _type(self, name: str) -> onnx.TypeProto.Tensor | None:
         lengths = range(len(self.scope), -1, -1)

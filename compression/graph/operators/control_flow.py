@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from compression.graph.operators.call import OperatorCall
+from compression.graph.operators.dtypes import torch_dtype
 from compression.graph.operators.registry import operator
 
 
@@ -51,21 +52,23 @@ class Loop(nn.Module):  # type: ignore[misc, unused-ignore]  # untyped where tor
     Args:
         body: The body's graph.
         carried: How many values go from one iteration to the next.
-        stacked: How many results are stacked over the iterations.
+        blanks: For each result that is stacked over the iterations, its element type and shape after no iteration.
     """
 
-    def __init__(self, body: fx.GraphModule, carried: int, stacked: int) -> None:
+    def __init__(
+        self, body: fx.GraphModule, carried: int, blanks: Sequence[tuple[torch.dtype, tuple[int, ...]]]
+    ) -> None:
         super().__init__()
         self.body = body
         self.carried = carried
-        self.stacked = stacked
+        self.blanks = tuple(blanks)
 
     def forward(
         self, trips: torch.Tensor | None, condition: torch.Tensor | None, carried: list[Any], captured: list[Any]
     ) -> tuple[Any, ...]:
         limit = None if trips is None else int(trips)
         going = True if condition is None else bool(condition)
-        rows: list[list[torch.Tensor]] = [[] for _ in range(self.stacked)]
+        rows: list[list[torch.Tensor]] = [[] for _ in self.blanks]
         device = next((value.device for value in (*carried, *captured) if isinstance(value, torch.Tensor)), None)
         done = 0
         while going and (limit is None or done < limit):
@@ -76,7 +79,11 @@ class Loop(nn.Module):  # type: ignore[misc, unused-ignore]  # untyped where tor
             for row, value in zip(rows, results[1 + self.carried :], strict=True):
                 row.append(value)
             done += 1
-        return (*carried, *(torch.stack(row) if row else torch.empty(0) for row in rows))
+        stacked = [
+            torch.stack(row) if row else torch.empty(shape, dtype=dtype, device=device)
+            for row, (dtype, shape) in zip(rows, self.blanks, strict=True)
+        ]
+        return (*carried, *stacked)
 
 
 class Scan(nn.Module):  # type: ignore[misc, unused-ignore]  # untyped where torch is not installed
@@ -171,7 +178,12 @@ def loop(op: OperatorCall) -> Any:
     body = builder.build()
     carried = [op.tensor(position) for position in range(2, len(op.node.input))]
     captured = op.captured(builder.captures)
-    module = Loop(body, len(carried), len(op.node.output) - len(carried))
+    # Lengths that are not known are none after no iteration, as in ONNX Runtime.
+    blanks = [
+        (torch_dtype(element_type or 1) or torch.float32, (0, *(length or 0 for length in shape or ())))
+        for element_type, shape in builder.output_types()[1 + len(carried) :]
+    ]
+    module = Loop(body, len(carried), blanks)
     return _results(op, op.layer(module, op.optional(0), op.optional(1), carried, captured))
 
 

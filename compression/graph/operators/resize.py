@@ -207,7 +207,9 @@ def resize(op: OperatorCall) -> Any:
         return _by_scales(op, scales, axes, regions, how)
     sizes = op.ints(3)
     mode = _plain_mode(how, op.rank(0))
-    if mode and axes is None and policy == "stretch" and isinstance(sizes, list) and _keeps_channels(op, sizes):
+    # torch places a single output in the middle; `pytorch_half_pixel`, despite its name, at the start.
+    known = isinstance(sizes, list) and not (how.coordinates == "pytorch_half_pixel" and 1 in sizes[2:])
+    if mode and axes is None and policy == "stretch" and known and _keeps_channels(op, sizes):
         align = how.coordinates == "align_corners" if mode != "nearest" else None
         return op.call(interpolate, op.tensor(0), sizes[2:], mode, align)
     return op.call(resize_to_sizes, op.tensor(0), sizes, axes, policy, regions, how)

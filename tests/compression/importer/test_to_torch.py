@@ -122,3 +122,57 @@ def test_masks_and_scalars_are_no_parameters():
     weights = {"mask": np.array([0, -np.inf], np.float32), "factor": np.float32(0.5)}
     module = to_torch(model(nodes, [("x", [2])], [("y", None)], weights))
     assert not list(module.parameters())
+
+
+def _loop_that_stacks():
+    step = body(
+        [
+            node("Identity", ["c"], ["d"]),
+            node("Add", ["state", "state"], ["next"]),
+            node("Cast", ["next"], ["row"], to=7),
+        ],
+        [("i", [], TensorProto.INT64), ("c", [], TensorProto.BOOL), ("state", [2, 3])],
+        [("d", [], TensorProto.BOOL), ("next", [2, 3]), ("row", [2, 3], TensorProto.INT64)],
+    )
+    inputs = [("trips", [], TensorProto.INT64), ("x", [2, 3])]
+    outputs = [("last", [2, 3]), ("rows", [None, 2, 3], TensorProto.INT64)]
+    return model([node("Loop", ["trips", "", "x"], ["last", "rows"], body=step)], inputs, outputs, {})
+
+
+@pytest.mark.parametrize("trips", [0, 1, 3])
+def test_loop(trips):
+    inputs = np.array(trips), array(2, 3)
+    got, wanted = torch_outputs(to_torch(_loop_that_stacks()), *inputs), runtime(_loop_that_stacks(), *inputs)
+    assert [(value.shape, value.dtype) for value in got] == [(value.shape, value.dtype) for value in wanted]
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 4), (3, 5), (8, 8)])
+@pytest.mark.parametrize("mode", ["pytorch_half_pixel", "half_pixel", "align_corners", "asymmetric"])
+def test_linear_resize_to_sizes(mode, sizes):
+    attributes = {"mode": "linear", "coordinate_transformation_mode": mode}
+    resize = node("Resize", ["x", "", "", "sizes"], ["y"], **attributes)
+    proto = model([resize], [("x", [1, 2, 4, 4])], [("y", None)], {"sizes": np.array([1, 2, *sizes])})
+    x = array(1, 2, 4, 4)
+    np.testing.assert_allclose(torch_outputs(to_torch(proto), x)[0], runtime(proto, x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_shape_arithmetic_stays_on_the_cpu():
+    """On the meta device tensors have no values: shapes have to come from elsewhere."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["h"]),
+        node("Shape", ["h"], ["s"]),
+        node("Gather", ["s", "first"], ["n"]),
+        node("Mul", ["n", "two"], ["m"]),
+        node("Concat", ["m", "rest"], ["target"], axis=0),
+        node("Reshape", ["h", "target"], ["r"]),
+        node("Cast", ["m"], ["f"], to=TensorProto.FLOAT),
+        node("Div", ["r", "f"], ["y"]),
+    ]
+    weights = {"w": array(4, 6), "first": np.array([0]), "two": np.array([2]), "rest": np.array([-1])}
+    proto = model(nodes, [("x", ["n", 4])], [("y", ["m", "k"])], weights)
+    x = array(3, 4)
+    np.testing.assert_allclose(torch_outputs(to_torch(proto), x)[0], runtime(proto, x)[0], rtol=1e-5, atol=1e-6)
+    y = to_torch(proto, device="meta")(torch.empty(5, 4, device="meta"))
+    assert (y.shape, y.device.type) == ((10, 3), "meta")
