@@ -13,12 +13,17 @@ from compression.clustering.step import cluster
 from compression.context import Context
 from compression.data.feed import ModelFeed
 from compression.errors import StepFailed
+from compression.factorization.step import factorize
+from compression.pruning.channels.step import prune_channels
 from compression.pruning.step import prune
 from compression.quantization.step import quantize
 from compression.spec import (
     Cluster,
+    Distill,
+    Factorize,
     Finetune,
     Prune,
+    PruneChannels,
     QuantizeAware,
     QuantizeDynamic,
     QuantizeFloat16,
@@ -62,7 +67,7 @@ class Material:
         return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key)
 
 
-def apply(  # noqa: PLR0911 - one for each technique
+def apply(  # noqa: C901, PLR0911 - one case for each technique
     step: Step, model: onnx.ModelProto, context: Context, material: Material
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
     """Apply one step; the result, and what is worth reporting about it.
@@ -70,6 +75,11 @@ def apply(  # noqa: PLR0911 - one for each technique
     Steps that train are imported when one runs: torch takes seconds to load, and a worker may lack it.
     """
     match step:
+        case Distill():
+            training = material.training()
+            from compression.distillation.step import distill  # noqa: PLC0415
+
+            return distill(model, step, context, training)
         case Prune() if step.training is not None:
             training = material.training()
             from compression.pruning.in_training import prune_in_training  # noqa: PLC0415
@@ -77,6 +87,10 @@ def apply(  # noqa: PLR0911 - one for each technique
             return prune_in_training(model, step, context, training, material.feeds.get("calibration"))
         case Prune():
             return prune(model, step, context, material.feeds.get("calibration"))
+        case PruneChannels():
+            return prune_channels(model, step, context, material.seed)
+        case Factorize():
+            return factorize(model, step, context)
         case Finetune():
             training = material.training()
             from compression.training.step import finetune  # noqa: PLC0415

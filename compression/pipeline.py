@@ -36,7 +36,15 @@ from compression.spec import PipelineSpec, missing_data
 from compression.verification import Verifier, reference_outputs
 
 ROLES = get_args(DataRole)
-_PHASES = {"prune": "pruning", "finetune": "training", "cluster": "clustering", "quantize": "quantizing"}
+_PHASES = {
+    "distill": "distilling",
+    "prune": "pruning",
+    "prune_channels": "pruning",
+    "factorize": "factorizing",
+    "finetune": "training",
+    "cluster": "clustering",
+    "quantize": "quantizing",
+}
 _VERIFIED_SAMPLES = 8
 # Where the phases end, as shares of the whole run.
 _LOADED, _STEPPED, _VERIFIED, _MEASURED = 0.05, 0.6, 0.65, 0.95

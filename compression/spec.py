@@ -5,14 +5,16 @@ Importing this module never imports torch, onnx, onnxruntime or numpy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from compression._spec_base import DataRole, Spec, StepSpec
 from compression.clustering.spec import Cluster
+from compression.distillation.spec import Distill
+from compression.factorization.spec import Factorize
+from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.spec import Prune
 from compression.quantization.spec import (
     Quantize,
@@ -27,9 +29,12 @@ from compression.training.spec import Finetune
 __all__ = [
     "BenchmarkSpec",
     "Cluster",
+    "Distill",
+    "Factorize",
     "Finetune",
     "PipelineSpec",
     "Prune",
+    "PruneChannels",
     "Quantize",
     "QuantizeAware",
     "QuantizeDynamic",
@@ -54,29 +59,50 @@ def _tag(value: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-Step = Annotated[
-    Annotated[Prune, Tag("prune")]
+_Member = (
+    Annotated[Distill, Tag("distill")]
+    | Annotated[Prune, Tag("prune")]
+    | Annotated[PruneChannels, Tag("prune_channels")]
+    | Annotated[Factorize, Tag("factorize")]
     | Annotated[Finetune, Tag("finetune")]
     | Annotated[Cluster, Tag("cluster")]
     | Annotated[QuantizeDynamic, Tag("quantize dynamic")]
     | Annotated[QuantizeStatic, Tag("quantize static")]
     | Annotated[QuantizeWeightOnly, Tag("quantize weight_only")]
     | Annotated[QuantizeFloat16, Tag("quantize float16")]
-    | Annotated[QuantizeAware, Tag("quantize qat")],
-    Discriminator(
-        _tag,
-        custom_error_type="unknown_step",
-        custom_error_message="type must be prune, finetune, cluster or quantize; "
-        "quantize needs mode dynamic, static, weight_only, float16 or qat",
-    ),
-]
-"""One technique. Adding one: a spec class, a function, a member here, a `case` in `pipeline`, a test."""
+    | Annotated[QuantizeAware, Tag("quantize qat")]
+)
 
-# A step may follow another only when its rank is not lower: a later step keeps what earlier ones made.
-# Pruning after clustering would pull values out of their clusters, and nothing can follow quantization
-# because the float weights are gone.
-_RANK: dict[str, int] = {"prune": 0, "finetune": 0, "cluster": 1, "quantize": 2}
-_AT_MOST_ONCE = frozenset({"cluster", "quantize"})
+
+def _known_tags() -> str:
+    """The tags of all members as an error message lists them: types, and the modes of `quantize`."""
+    tags = [tag.tag for member in get_args(_Member) for tag in get_args(member) if isinstance(tag, Tag)]
+    types = dict.fromkeys(tag.partition(" ")[0] for tag in tags)
+    modes = [tag.partition(" ")[2] for tag in tags if " " in tag]
+    return f"type must be {_listed(types)}; quantize needs mode {_listed(modes)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+Step = Annotated[_Member, Discriminator(_tag, custom_error_type="unknown_step", custom_error_message=_known_tags())]
+"""One technique. Adding one: a spec class, a function, a member above, a `case` in `dispatch`, a test."""
+
+# What a later step would take away from an earlier one. Pruning after clustering pulls values out of their clusters,
+# thinner factors have none of the zeros of the weight that they stand for, a student has nothing of its teacher's
+# form, and nothing can follow quantization because the float weights are gone.
+_UNDOES: dict[str, frozenset[str]] = {
+    "distill": frozenset({"prune", "prune_channels", "factorize", "cluster", "quantize"}),
+    "prune": frozenset({"cluster", "quantize"}),
+    "prune_channels": frozenset({"cluster", "quantize"}),
+    "factorize": frozenset({"prune", "cluster", "quantize"}),
+    "finetune": frozenset({"cluster", "quantize"}),
+    "cluster": frozenset({"quantize"}),
+    "quantize": frozenset(),
+}
+_AT_MOST_ONCE = frozenset({"distill", "cluster", "quantize"})
 
 
 class BenchmarkSpec(Spec):
@@ -126,16 +152,17 @@ class PipelineSpec(Spec):
         if not steps:
             msg = "name at least one step"
             raise ValueError(msg)
-        for position, (earlier, later) in enumerate(pairwise(steps), start=1):
-            if earlier.type == later.type and later.type in _AT_MOST_ONCE:
-                msg = f"step {position}: '{later.type}' can be applied once"
-                raise ValueError(msg)
-            if _RANK[later.type] < _RANK[earlier.type]:
-                msg = f"step {position}: '{later.type}' would undo '{earlier.type}'; put it before"
-                raise ValueError(msg)
-            if earlier.type == "cluster" and later.type == "quantize" and later.mode == "qat":
-                msg = f"step {position}: 'quantize' in mode 'qat' trains the weights and would undo 'cluster'"
-                raise ValueError(msg)
+        for position, later in enumerate(steps):
+            for earlier in steps[:position]:
+                if earlier.type == later.type and later.type in _AT_MOST_ONCE:
+                    msg = f"step {position}: '{later.type}' can be applied once"
+                    raise ValueError(msg)
+                if earlier.type in _UNDOES[later.type]:
+                    msg = f"step {position}: '{later.type}' would undo '{earlier.type}'; put it before"
+                    raise ValueError(msg)
+                if earlier.type == "cluster" and later.type == "quantize" and later.mode == "qat":
+                    msg = f"step {position}: 'quantize' in mode 'qat' trains the weights and would undo 'cluster'"
+                    raise ValueError(msg)
 
     @property
     def data_needed(self) -> dict[DataRole, str]:

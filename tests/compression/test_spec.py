@@ -73,7 +73,7 @@ def test_illegal_orders(steps, message):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"type": "shrink"}, "type must be prune, finetune, cluster or quantize"),
+        ({"type": "shrink"}, "type must be distill, prune, "),
         ({"type": "quantize", "mode": "magic"}, "quantize needs mode dynamic"),
         ({"type": "prune"}, "give exactly one of amount, threshold and pattern, not none"),
         ({"type": "prune", "amount": 0.5, "threshold": 1}, "not amount and threshold"),

@@ -1,0 +1,307 @@
+"""The distill step: a student is made, taught, exported and compared with itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import fx, nn
+
+from compression.context import Context
+from compression.distillation.features import (
+    Activation,
+    GraphTap,
+    Pair,
+    Tap,
+    Tensors,
+    graph_activations,
+    matched,
+    student_activations,
+)
+from compression.distillation.interface import interface_of
+from compression.distillation.objective import Comparison, Distillation, Inside, comparison, describe
+from compression.distillation.spec import Distill
+from compression.distillation.students.export import check, exported
+from compression.distillation.students.fit import Interface, fitted
+from compression.distillation.students.network import Student
+from compression.errors import StepFailed
+from compression.graph.macs import count_macs
+from compression.graph.parameters import count_parameters
+from compression.graph.to_torch import to_torch
+from compression.training.constraints import Constraint, NoConstraint, Regularizer
+from compression.training.dataset import TrainingBatch, TrainingSet
+from compression.training.loop import Lesson, train
+from compression.training.spec import Training
+from compression.training.step import TrainingMaterial
+from compression.training.teacher import Teacher
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+# Statistics of fewer samples than this are none.
+_FEWEST = 2
+# Samples whose outputs show the teacher's shapes and spread.
+_SHOWN = 256
+# Samples with which losses, agreement and the exported graph are looked at in the end.
+_COMPARED = 512
+
+
+def distill(
+    model: onnx.ModelProto, spec: Distill, context: Context, material: TrainingMaterial
+) -> tuple[onnx.ModelProto, dict[str, object]]:
+    """Teach a student what the model does.
+
+    Args:
+        model: The teacher.
+        spec: The student, the losses and how to train.
+        context: Device, progress, cancellation.
+        material: Training samples, with labels or without; the seed.
+
+    Returns:
+        The student with the teacher's names of inputs and outputs, and how it learned.
+
+    Raises:
+        StepFailed: `student_does_not_fit`, `student_head_untrained`, `batch_too_small`, `no_matching_layers`,
+            `operator_not_importable`,
+            `loss_not_finite`, `student_not_exportable` or `student_export_differs`.
+        DataRejected: `dataset_mismatch`, `dataset_too_small` or `labels_invalid`.
+    """
+    teacher = _Teaching(to_torch(model, device=context.device), material.feed.fixed_batch)
+    samples = TrainingSet.read(material.feed, teacher.input_names, context, spec.training.samples)
+    _check_taught(spec, samples)
+    shown = samples.batch(_first(samples, _SHOWN), context.device)
+    outputs = teacher.outputs(shown)
+    interface = interface_of(model, teacher.module, shown.inputs, outputs)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(material.seed)
+        student = fitted(spec.student, interface).to(context.device)
+        _check_batch(student, spec.training, len(samples))
+        inside = _inside(spec, student, teacher, shown.inputs)
+        tap = teacher.tap(inside) if inside.pairs else None
+        targets = (shown.target, *[None] * (len(outputs) - 1))
+        wanted = spec.logits.compare if spec.logits is not None else "auto"
+        comparisons = [
+            comparison(head, wanted, target) for head, target in zip(student.all_heads, targets, strict=True)
+        ]
+        for head, kind, output in zip(student.all_heads, comparisons, outputs, strict=True):
+            if kind == "values" and head.ending == "none":
+                head.measure_in(output)
+        objective = Distillation(spec, student, inside, comparisons=comparisons, samples=outputs, teacher=tap)
+    lesson = Lesson(
+        samples=samples,
+        objective=objective,
+        constraints=[_FromScratch(), *_regularization(student, spec.training)],
+        teacher=teacher if tap is None and spec.logits is not None else None,
+        phase="distilling",
+        key=material.key,
+    )
+    report = train(student, lesson, spec.training, context, material.seed)
+    details = _learned(objective, teacher, samples, context, student)
+    objective.close()
+    result, difference = _as_graph(student, interface, model, samples)
+    return result, {
+        "student": spec.student.model_dump(mode="json", exclude_none=True),
+        "parameters": {"teacher": count_parameters(model).elements, "student": count_parameters(result).elements},
+        "macs": {"teacher": count_macs(model), "student": count_macs(result)},
+        "compared": dict(zip((one.name for one in interface.outputs), comparisons, strict=True)),
+        "matched": _matched(inside),
+        **details,
+        "export_difference": difference,
+        "training": report.details(),
+        "notes": _notes(spec, samples, student, comparisons),
+    }
+
+
+class _Teaching(Teacher):
+    """The teacher, run in pieces of the batch that its graph fixes, if any.
+
+    Args:
+        module: The imported network.
+        fixed_batch: Samples that it takes at a time, or None.
+    """
+
+    def __init__(self, module: fx.GraphModule, fixed_batch: int | None) -> None:
+        self.module = module.requires_grad_(requires_grad=False)
+        self._fixed_batch = fixed_batch
+        self._kept = None
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return cast("tuple[str, ...]", self.module.input_names)
+
+    @torch.no_grad()
+    def outputs(self, batch: TrainingBatch) -> Tensors:
+        return _in_pieces(lambda inputs: _tuple(self.module(*inputs)), batch.inputs, self._fixed_batch)
+
+    def activations(self, inputs: Tensors) -> list[Activation]:
+        """All of them; `inputs` are more samples than a fixed batch has."""
+        return graph_activations(self.module, tuple(value[: self._fixed_batch] for value in inputs))
+
+    def tap(self, inside: Inside) -> Tap:
+        tap = GraphTap(self.module, [pair.teacher for pair in inside.pairs])
+        return _TapInPieces(tap, self._fixed_batch)
+
+
+class _TapInPieces:
+    """A tap on a network whose graph fixes the batch."""
+
+    def __init__(self, tap: Tap, size: int | None) -> None:
+        self._tap, self._size = tap, size
+
+    def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
+        count = 0
+
+        def both(piece: Tensors) -> Tensors:
+            nonlocal count
+            outputs, activations = self._tap.run(piece)
+            count = len(outputs)
+            return (*outputs, *activations)
+
+        found = _in_pieces(both, inputs, self._size)
+        return found[:count], found[count:]
+
+
+def _in_pieces(run: Callable[[Tensors], Tensors], inputs: Tensors, size: int | None) -> Tensors:
+    """Run samples `size` at a time, the last piece filled up with its own last sample."""
+    samples = len(inputs[0])
+    if size is None or size == samples:
+        return run(inputs)
+    found = []
+    for begin in range(0, samples, size):
+        piece = tuple(value[begin : begin + size] for value in inputs)
+        missing = size - len(piece[0])
+        if missing:
+            piece = tuple(torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]) for value in piece)
+        found.append(run(piece))
+    return tuple(torch.cat(column)[:samples] for column in zip(*found, strict=True))
+
+
+def _tuple(outputs: Any) -> Tensors:  # noqa: ANN401 - what a module gives
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+class _FromScratch(NoConstraint):
+    """The random network before the first step is no result."""
+
+    def is_settled(self, progress: float) -> bool:
+        return progress > 0
+
+
+def _regularization(student: Student, spec: Training) -> list[Constraint]:
+    """Terms on the weights of all layers that multiply; their outputs are the first axis."""
+    if not (spec.l1 or spec.l2 or spec.group_lasso):
+        return []
+    weights = [(one, 0) for name, one in student.named_parameters() if one.dim() > 1 and name.endswith("weight")]
+    return [Regularizer(weights, l1=spec.l1, l2=spec.l2, group_lasso=spec.group_lasso)]
+
+
+def _check_taught(spec: Distill, samples: TrainingSet) -> None:
+    if spec.logits is None and not (spec.labels and samples.has_target):
+        raise StepFailed(
+            "student_head_untrained",
+            "Activations do not teach the student's last layer: give 'logits', or 'labels' above 0 and a training "
+            "dataset with labels.",
+        )
+
+
+def _check_batch(student: Student, spec: Training, samples: int) -> None:
+    training = samples - math.ceil(samples * spec.validation_share)
+    if min(spec.batch_size, training) < _FEWEST and any(isinstance(layer, _NORMS) for layer in student.modules()):
+        raise StepFailed(
+            "batch_too_small",
+            f"The student has batch norms, which need at least {_FEWEST} samples in a step: set training.batch_size to "
+            f"{_FEWEST} or more and give enough samples ({training} are there to train on).",
+        )
+
+
+def _inside(spec: Distill, student: Student, teacher: _Teaching, inputs: Tensors) -> Inside:
+    """The pairs of activations that the spec's losses compare."""
+    if spec.features is None and spec.attention is None and spec.relations is None:
+        return Inside()
+    ours = student_activations(student, tuple(value[:_FEWEST] for value in inputs))
+    theirs = teacher.activations(inputs)
+    features: tuple[Pair, ...] = ()
+    attention: tuple[Pair, ...] = ()
+    relations: tuple[Pair, ...] = ()
+    if spec.features is not None:
+        features = tuple(matched(ours, theirs, spec.features.layers))
+        _check_matched("features", features)
+    if spec.attention is not None:
+        attention = tuple(matched(ours, theirs, spec.attention.layers, with_positions=True))
+        _check_matched("attention", attention)
+    if spec.relations is not None:
+        relations = tuple(Pair(one, other) for one, other in zip(ours[-1:], theirs[-1:], strict=False))
+        _check_matched("relations", relations)
+    return Inside(features, attention, *relations)
+
+
+def _check_matched(loss: str, pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        needs = (
+            "activations with positions, such as pictures, " if loss == "attention" else "activations between layers "
+        )
+        raise StepFailed(
+            "no_matching_layers",
+            f"'{loss}' compares {needs}in both networks, and they have none in common; use 'logits'.",
+        )
+
+
+@torch.no_grad()
+def _learned(
+    objective: Distillation, teacher: _Teaching, samples: TrainingSet, context: Context, student: Student
+) -> dict[str, object]:
+    """Every term of the loss, and how often both networks name the same class, on some training samples."""
+    batch = samples.batch(_first(samples, _COMPARED), context.device)
+    outputs = teacher.outputs(batch)
+    terms, _ = objective.terms(dataclasses.replace(batch, teacher=outputs))
+    found: dict[str, object] = {"losses": {name: term.item() for name, (_, term) in terms.items()}}
+    first, wanted = _tuple(student(*batch.inputs))[0], outputs[0]
+    if objective.comparisons[0] == "softmax":
+        found["same_class"] = (first.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+    return found
+
+
+def _as_graph(
+    student: Student, interface: Interface, teacher: onnx.ModelProto, samples: TrainingSet
+) -> tuple[onnx.ModelProto, float]:
+    """The student as ONNX, compared with itself on real samples."""
+    student.cpu().eval().fold()
+    result = exported(student, interface, teacher)
+    batch = samples.batch(_first(samples, _SHOWN))
+    inputs = dict(zip((one.name for one in interface.inputs), batch.inputs, strict=True))
+    return result, check(student, result, inputs, interface)
+
+
+def _matched(inside: Inside) -> dict[str, object]:
+    groups = {
+        "features": inside.features,
+        "attention": inside.attention,
+        "relations": () if inside.relations is None else (inside.relations,),
+    }
+    return {
+        name: [{"student": describe(pair.student), "teacher": describe(pair.teacher)} for pair in pairs]
+        for name, pairs in groups.items()
+        if pairs
+    }
+
+
+def _notes(spec: Distill, samples: TrainingSet, student: Student, comparisons: Sequence[Comparison]) -> list[str]:
+    notes = []
+    if spec.labels and not samples.has_target:
+        notes.append("The training dataset has no labels: the teacher alone taught.")
+    head = student.all_heads[0]
+    asked = spec.logits is not None and spec.logits.compare == "auto"
+    if asked and not samples.has_target and head.ending == "none" and comparisons[0] == "softmax":
+        notes.append(
+            "The teacher's outputs are taken for scores of classes; if they are numbers in their own right, set "
+            "logits.compare to 'values'."
+        )
+    return notes
+
+
+def _first(samples: TrainingSet, count: int) -> npt.NDArray[np.int64]:
+    return np.arange(min(len(samples), count), dtype=np.int64)
