@@ -45,6 +45,7 @@ from compression.pruning.spec import Prune
 from compression.training.spec import Augmentation, Finetune, Training
 from compression.training.step import TrainingMaterial, finetune
 
+
 class Point(NamedTuple):
     """Share of weights pruned, shared values in a tensor, epochs of pruning."""
 

@@ -17,7 +17,7 @@ from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
 from catalog.models.repository import Models
 from catalog.models.tables import ModelRow
-from compression.cache import step_keys
+from compression.cache import checkpoint_key, step_keys
 from compression.data_spec import ImagePreprocessing
 from compression.graph.architectures.spec import COMPANION, MODEL, ModelSource
 from compression.quantization.isa import cpu_facts
@@ -120,20 +120,36 @@ def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Ca
 def lay_out_finished_steps(
     inputs: Inputs, database: Database, blobs: Blobs, folder: Path, between: Callable[[], None]
 ) -> int:
-    """Copy what the last step that is known left into a child's folder; the number of steps that need not run."""
+    """Copy what the last step that is known left into a child's folder, and how far the next one got.
+
+    Returns:
+        The number of steps that need not run.
+    """
     if not inputs.keys:
         return 0
     with database.write() as session:
         row = FinishedSteps(session).longest_prefix(inputs.keys)
-    if row is None:
-        return 0
-    step = folder / CACHE_FOLDER / row.key
+    finished = 0
+    if row is not None and _lay_out_cached(row.key, row.files, blobs, folder, between):
+        finished = list(inputs.keys).index(row.key) + 1
+    if finished < len(inputs.keys):
+        begun = checkpoint_key(inputs.keys[finished])
+        with database.read() as session:
+            files = FinishedSteps(session).get(begun)
+        if files:
+            _lay_out_cached(begun, files, blobs, folder, between)
+    return finished
+
+
+def _lay_out_cached(key: str, files: Sequence[Json], blobs: Blobs, folder: Path, between: Callable[[], None]) -> bool:
+    """Copy what is kept under a key into a child's folder; False when its bytes are gone."""
+    target = folder / CACHE_FOLDER / key
     try:
-        fetch_all(row.files, blobs, step, between)
+        fetch_all(files, blobs, target, between)
     except (NotFound, FileNotFoundError):
-        remove_tree(step)
-        return 0
-    return list(inputs.keys).index(row.key) + 1
+        remove_tree(target)
+        return False
+    return True
 
 
 def fetch_all(files: Sequence[Json], blobs: Blobs, folder: Path, between: Callable[[], None]) -> None:

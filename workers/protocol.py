@@ -85,7 +85,7 @@ class Progressed(_Event):
 
 
 class StepFinished(_Event):
-    """A step left its files in `folder`, which does not change any more."""
+    """A step left its files in `folder`, or with a checkpoint's key how far it got; they do not change any more."""
 
     type: Literal["step"] = "step"
     key: str = Field(pattern="^[0-9a-f]{64}$")

@@ -16,6 +16,7 @@ from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
 from catalog.settings import Settings
+from compression.cache import checkpoint_key
 from compression.result import ArtifactFile
 from compression.signature import DatasetSummary, ModelSummary
 from workers.alarm import Alarm
@@ -174,9 +175,7 @@ class Supervisor:
                     case Progressed():
                         relay.update(event)
                     case StepFinished():
-                        if event.key in inputs.keys and event.key not in stored:
-                            stored.add(event.key)
-                            self._keep_step(lease, child, inputs, event)
+                        self._keep(lease, child, inputs, event, stored)
                     case Compressed() | ModelInspected() | DatasetInspected():
                         return event
                     case Failed():
@@ -187,6 +186,14 @@ class Supervisor:
             if child.ended:
                 child.kill()
                 raise of_dead_child(child.returncode or 0, child.log_tail, self._memory_limit)
+
+    def _keep(self, lease: Lease, child: Child, inputs: Inputs, event: StepFinished, stored: set[str]) -> None:
+        """Store a step once, and a checkpoint as often as it comes; what belongs to another job is left alone."""
+        if event.key in inputs.keys and event.key not in stored:
+            stored.add(event.key)
+            self._keep_step(lease, child, inputs, event)
+        elif event.key in {checkpoint_key(key) for key in inputs.keys}:
+            self._keep_checkpoint(lease, child, event)
 
     def _keep_step(self, lease: Lease, child: Child, inputs: Inputs, event: StepFinished) -> None:
         """Store what a step left, so that another attempt or a similar job need not run it again."""
@@ -199,9 +206,25 @@ class Supervisor:
             lease.patiently(lambda: self._remember_step(event.key, files))
         self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
 
+    def _keep_checkpoint(self, lease: Lease, child: Child, event: StepFinished) -> None:
+        """Store how far a step got, in place of what it had got to before."""
+        try:
+            files = store_step(child.folder, event.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes)
+        except (UnsafeFile, StoreFull, OSError) as error:
+            logger.warning("job %s: a checkpoint was not kept: %s", lease.claim.job_id, error)
+            return
+
+        # The bytes of the one before stay: a hostile child may have given them those of somebody's model.
+        def replace() -> None:
+            with self._database.write() as session:
+                FinishedSteps(session).put(event.key, files)
+
+        lease.patiently(replace)
+
     def _remember_step(self, key: str, files: Sequence[Json]) -> None:
         with self._database.write() as session:
             FinishedSteps(session).put(key, files)
+            FinishedSteps(session).drop(checkpoint_key(key))
 
     def _note_step(self, lease: Lease, inputs: Inputs, index: int, *, cached: bool) -> None:
         if inputs.spec is not None:

@@ -18,7 +18,7 @@ from compression.context import Context
 _FILE = "checkpoint.safetensors"
 _STATE = "state.json"
 # Storing one costs the time of hashing and writing it; what is lost with a worker is at most this much work.
-_SECONDS_BETWEEN = 30.0
+_SECONDS_BETWEEN = 60.0
 
 
 class Checkpoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -198,6 +199,20 @@ def test_finished_steps_are_not_run_again_after_a_crash(bench):
         (2, False),
     ]
     assert [step["type"] for step in steps] == ["prune", "prune", "prune", "prune", "cluster"]
+
+
+def test_another_attempt_goes_on_from_the_last_checkpoint(bench):
+    job_id = bench.add("epochs", pipeline=[PRUNE], crash_after=1)
+    bench.supervisor.run(*bench.claim())
+    assert bench.job(job_id).state == "queued"
+    with bench.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(available_at=0))
+    bench.supervisor.run(*bench.claim())
+    assert bench.job(job_id).state == "succeeded"
+    (artifact,) = bench.job(job_id).result["artifacts"]
+    assert artifact["sha256"] == hashlib.sha256(b"trained from epoch 2").hexdigest()
+    # A checkpoint is no step: nobody is told of one.
+    assert [type_ for type_, _ in bench.events(job_id) if type_ == "step"] == []
 
 
 def test_a_step_cache_whose_bytes_are_gone_is_no_obstacle(bench):

@@ -97,6 +97,24 @@ def steps(context, keys, cached, data, crash_after=None, **order):
     succeed(context, keys, cached, data)
 
 
+def epochs(context, keys, cached, data, crash_after=None, **order):
+    """Count to three epochs with a checkpoint after each; die after one of them, unless going on from a checkpoint."""
+    from compression.cache import checkpoint_key
+
+    begun = context.step_cache.get(checkpoint_key(keys[0]))
+    first = int((begun / "epoch").read_text()) if begun else 0
+    for epoch in range(first, 3):
+        context.progress("training", epoch / 3, f"epoch {epoch} after {first}")
+        folder = context.workdir / "checkpoints" / str(epoch)
+        folder.mkdir(parents=True)
+        (folder / "epoch").write_text(str(epoch + 1))
+        context.step_cache.put(checkpoint_key(keys[0]), folder)
+        if not first and crash_after == epoch:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGSEGV)
+    (_out(context) / "model.onnx").write_bytes(f"trained from epoch {first}".encode())
+
+
 def poison(context, keys, cached, data, **order):
     """Claim to have finished somebody else's step."""
     folder = context.workdir / "steps"
@@ -229,8 +247,8 @@ def leave_grandchild(context, keys, cached, data, **order):
 ORDERS = {
     function.__name__: function
     for function in (
-        succeed, steps, poison, sleep, stubborn, chatter, talk, endless_line, die, abort_without_memory, allocate,
-        reject, explode, bad_artifact, look_around, leave_grandchild,
+        succeed, steps, epochs, poison, sleep, stubborn, chatter, talk, endless_line, die, abort_without_memory,
+        allocate, reject, explode, bad_artifact, look_around, leave_grandchild,
     )
 }  # fmt: skip
 
