@@ -38,6 +38,8 @@ _COMPRESS_EXAMPLE = """\
 example:
   levity compress model.onnx --calibration calibration.npz --evaluation test.npz --out smaller \\
       --step '{"type": "prune", "amount": 0.5}' --step '{"type": "quantize", "mode": "static"}'
+  levity compress weights.safetensors --architecture torchvision:mobilenet_v2 --out smaller \
+      --step '{"type": "prune", "amount": 0.5}'
 
 All steps with their fields and defaults: GET /v1/steps of the running service."""
 
@@ -95,7 +97,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_COMPRESS_EXAMPLE,
         formatter_class=raw,
     )
-    command.add_argument("model", metavar="MODEL", type=Path, help="ONNX file")
+    command.add_argument(
+        "model", metavar="MODEL", type=Path, help="ONNX file; with --architecture safetensors or a torch state_dict"
+    )
+    command.add_argument(
+        "--architecture",
+        metavar="NAME|JSON",
+        type=_architecture,
+        help="network of a state_dict: torchvision:resnet18, or an object with name and arguments, or with layers",
+    )
+    command.add_argument(
+        "--input", metavar="JSON", type=_object, help='what it takes without the batch axis: {"shape": [3, 224, 224]}'
+    )
     steps = command.add_mutually_exclusive_group(required=True)
     steps.add_argument(
         "--step", metavar="JSON", type=_object, action="append", help="a step; repeat for more, in order"
@@ -153,6 +166,8 @@ def _compress(options: argparse.Namespace) -> int:
             data_files={role: file for role, file in roles.items() if file is not None},
             external_data=options.external_data,
             images=options.images,
+            architecture=options.architecture,
+            model_input=options.input,
         )
     files = ", ".join(sorted(artifact.name for artifact in job.artifacts))
     sys.stdout.write(f"{summary(job)}\n\nIn {options.out}: {files}.\n")
@@ -205,6 +220,10 @@ def _read_pipeline(path: Path) -> list[dict[str, Any]]:
     if not isinstance(pipeline, list) or not all(isinstance(step, dict) for step in pipeline):
         raise LevityError("bad_pipeline", f"{path} must hold a list of steps, each an object with a `type`.")
     return pipeline
+
+
+def _architecture(text: str) -> str | dict[str, Any]:
+    return _object(text) if text.lstrip().startswith("{") else text
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -86,14 +86,20 @@ class Levity:
         *,
         name: str | None = None,
         external_data: Mapping[str, Source] | None = None,
+        architecture: str | Mapping[str, Any] | None = None,
+        input: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,  # noqa: A002 - the service's name
         wait: float = 30,
     ) -> Model:
-        """Register an ONNX model and have it inspected.
+        """Register an ONNX model, or weights with their architecture, and have it inspected.
 
         Args:
-            source: The `.onnx` file.
+            source: The `.onnx` file, or a `state_dict` as safetensors or saved by torch.
             name: What people call it; the file's name unless given.
             external_data: Files that hold weights outside the graph, by the location that the graph names.
+            architecture: The network that a `state_dict` belongs to: a name such as `torchvision:resnet18`, or
+                `{"name": …, "arguments": {…}}`, `{"name": …, "config": {…}}` or `{"layers": […]}`.
+            input: What that network takes, without the batch axis, such as `{"shape": [3, 224, 224]}`; the
+                architecture's usual input unless given.
             wait: Seconds to wait for the inspection. The model's `state` is `inspecting` when it took longer.
 
         Raises:
@@ -102,7 +108,11 @@ class Levity:
         files = [
             {"name": location, "upload_id": self._uploaded(file).id} for location, file in (external_data or {}).items()
         ]
-        return self._register(Model, source, wait, name=name, external_data=files or None)
+        if isinstance(architecture, str):
+            architecture = {"name": architecture}
+        return self._register(
+            Model, source, wait, name=name, external_data=files or None, architecture=architecture, input=input
+        )
 
     def create_dataset(
         self, source: Source, *, name: str | None = None, images: Mapping[str, Any] | None = None, wait: float = 30

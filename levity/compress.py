@@ -12,6 +12,9 @@ from levity.console import ProgressBar
 from levity.errors import LevityError
 from levity.resources import Dataset, Job, Model
 
+# A large network is built, traced and run, which takes longer than a look into a file.
+_EXPORT_SECONDS = 600
+
 
 def compress(
     levity: Levity,
@@ -22,22 +25,32 @@ def compress(
     data_files: Mapping[str, Path],
     external_data: Sequence[Path] = (),
     images: Mapping[str, Any] | None = None,
+    architecture: str | Mapping[str, Any] | None = None,
+    model_input: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
 ) -> Job:
     """Upload, submit, show progress on stderr, download every artifact into `out`.
 
     Args:
         levity: The service.
-        model_file: An ONNX file.
+        model_file: An ONNX file, or the weights of `architecture`.
         pipeline: Steps in order.
         out: Folder for the artifacts; made when missing.
         data_files: Dataset files by role; the same file in two roles is sent once.
         external_data: Files with weights that the model names.
         images: How pictures become samples, for datasets that are zips of them.
+        architecture: The network that the weights belong to, as `Levity.create_model` takes it.
+        model_input: What it takes, likewise.
 
     Raises:
         LevityError: Also when the job did not succeed, with the job's error code.
     """
-    model = levity.create_model(model_file, external_data={file.name: file for file in external_data})
+    model = levity.create_model(
+        model_file,
+        external_data={file.name: file for file in external_data},
+        architecture=architecture,
+        input=model_input,
+        wait=_EXPORT_SECONDS if architecture else 30,
+    )
     registered: dict[Path, Dataset] = {}
     for file in data_files.values():
         if file.resolve() not in registered:

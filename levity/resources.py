@@ -56,6 +56,8 @@ class Model(Resource):
     size: int | None = None
     summary: Json | None = None
     """Signature, operators, parameters, MACs; None until it was inspected."""
+    source: Json | None = None
+    """Architecture and upload that the graph was made from; None for an ONNX upload."""
     error: Json | None = None
     """`{code, message}` when rejected."""
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from compression.errors import ModelRejected
 from compression.graph.architectures.layer_list import LayerList
+from compression.graph.architectures.libraries import quiet, reraise_out_of_memory, sentence
 from compression.graph.architectures.spec import Input
 
 # From 23 on attention becomes one operator, whose multiplications nobody counts yet.
@@ -63,17 +61,16 @@ class Network:
         """
         args, kwargs = self._call(arrays)
         try:
-            with torch.inference_mode(), _quiet():
+            with torch.inference_mode(), quiet():
                 value = self.module.check(*args) if isinstance(self.module, LayerList) else self.module(*args, **kwargs)
-        except (ModelRejected, MemoryError):
+        except ModelRejected:
             raise
-        except Exception as error:
-            if "allocate memory" in str(error):
-                raise
+        except Exception as error:  # noqa: BLE001 - libraries raise what they like
+            reraise_out_of_memory(error)
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
             raise ModelRejected(
                 "architecture_invalid",
-                f"The architecture does not take the input {shapes} (batch first): {_short(error)} "
+                f"The architecture does not take the input {shapes} (batch first): {sentence(error)} "
                 "Give another one in 'input'.",
             ) from None
         return {name: tensor.detach().numpy() for name, tensor in _named(value)}
@@ -97,7 +94,7 @@ class Network:
             axes |= {name: torch.export.Dim(name) for name in names if isinstance(name, str) and name not in axes}
             shapes.append({position: axes[name] for position, name in enumerate(names) if isinstance(name, str)})
         try:
-            with torch.no_grad(), _quiet():
+            with torch.no_grad(), quiet():
                 program: Any = torch.onnx.export(
                     self.module,
                     args,
@@ -111,13 +108,10 @@ class Network:
                     dynamic_shapes=dict(zip(self.names, shapes, strict=True)) if self._by_name else tuple(shapes),
                 )
                 return _serialize(program.model, self.module.state_dict())
-        except MemoryError:
-            raise
-        except Exception as error:
-            if "allocate memory" in str(error):
-                raise
+        except Exception as error:  # noqa: BLE001 - libraries raise what they like
+            reraise_out_of_memory(error)
             raise ModelRejected(
-                "export_failed", f"The architecture cannot be written as an ONNX graph: {_short(error)}"
+                "export_failed", f"The architecture cannot be written as an ONNX graph: {sentence(error)}"
             ) from None
 
 
@@ -171,25 +165,3 @@ def _part(part: object) -> str:
             found = getattr(part, attribute)
             return f"output_{found}" if isinstance(found, int) else str(found)
     return "output"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice that libraries give to the people who call them."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
-def _short(error: BaseException) -> str:
-    # The exporter wraps what happened in pages of advice; the first cause says it.
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."

@@ -67,7 +67,7 @@ def check_torch_archive(path: Path, limits: Limits) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise ModelRejected(
-            "truncated_model", f"The file begins like a torch archive and is no complete one: {error}"
+            "truncated_model", f"The file begins like a torch archive and ends before it does: {error}."
         ) from None
     if len(entries) > limits.max_initializers + _MAX_ENTRIES_BESIDE_TENSORS:
         raise ModelRejected("too_many_tensors", f"The archive has {len(entries)} entries.")

@@ -17,6 +17,7 @@ from torch.nn.modules import module as hooks
 from compression.errors import ModelRejected
 from compression.graph.architectures.layer_list import LayerList, default_input
 from compression.graph.architectures.layers_spec import Layers
+from compression.graph.architectures.libraries import quiet, reraise_out_of_memory, sentence
 from compression.graph.architectures.spec import Architecture, Input, Timm, Torchvision, Transformers
 from compression.graph.limits import Limits
 
@@ -35,22 +36,21 @@ def build(architecture: Architecture, limits: Limits) -> tuple[nn.Module, tuple[
     # First without memory, where a few arguments could ask for all there is. Some networks compute while they are
     # built, which fails then; what is wrong otherwise shows below.
     try:
-        with _counted(limits), torch.device("meta"):
+        with quiet(), _counted(limits), torch.device("meta"):
             make()
     except ModelRejected:
         raise
     except Exception:  # noqa: BLE001, S110
         pass
     try:
-        with _counted(limits):
+        with quiet(), _counted(limits):
             module = make()
-    except (ModelRejected, MemoryError):
+    except ModelRejected:
         raise
-    except Exception as error:
-        if "allocate memory" in str(error):
-            raise
+    except Exception as error:  # noqa: BLE001 - libraries raise what they like
+        reraise_out_of_memory(error)
         raise ModelRejected(
-            "architecture_invalid", f"{_called(architecture)} cannot be built: {_short(error)}"
+            "architecture_invalid", f"{_called(architecture)} cannot be built: {sentence(error)}"
         ) from None
     return module.float().eval(), inputs(module)
 
@@ -202,8 +202,3 @@ def _called(architecture: Architecture) -> str:
         case _:
             given = ", ".join(f"{key}={value!r}" for key, value in architecture.arguments.items())
             return f"{architecture.name}({given})"
-
-
-def _short(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -24,8 +24,8 @@ COMPANION = "state_dict.safetensors"
 _KEY = re.compile(r"[a-z][A-Za-z0-9_]{0,63}")
 # Whatever fetches weights or code, or names a place to fetch them from. Weights come from the upload alone.
 _FETCHING = re.compile(
-    r"weights|pretrained|checkpoint_path|cache_dir|hub|(^|_)urls?($|_)|^path$|(?<!drop)_path$|files?($|_)|revision|"
-    r"auto_map|remote_code|progress|attn_implementation|quantization_config|torchscript|^token$"
+    r"(?<!init_)weights|pretrained|checkpoint_path|cache_dir|hub|(^|_)urls?($|_)|^path$|(?<!drop)_path$|files?($|_)|revision|"
+    r"auto_map|remote_code|^progress$|attn_implementation|quantization_config|torchscript|^token$"
 )
 _LARGEST = 1_000_000
 _MAX_TEXT = 100

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from compression.errors import ModelRejected
 from compression.graph.architectures.formats import Format, check_safetensors, check_torch_archive, weights_format
+from compression.graph.architectures.libraries import quiet, reraise_out_of_memory, sentence
 from compression.graph.limits import Limits
 
 Metadata = dict[str, dict[str, Any]]
@@ -43,7 +44,7 @@ def read_state_dict(path: Path, limits: Limits) -> tuple[dict[str, torch.Tensor]
                 value: object = load_file(path)
             except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
                 raise ModelRejected(
-                    "not_a_state_dict", f"The safetensors file cannot be read: {_short(error)}"
+                    "not_a_state_dict", f"The safetensors file cannot be read: {sentence(error)}"
                 ) from None
         case Format.TORCH_ZIP:
             check_torch_archive(path, limits)
@@ -61,7 +62,8 @@ def read_state_dict(path: Path, limits: Limits) -> tuple[dict[str, torch.Tensor]
 
 def _unpickle(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with quiet():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         what = f" ({found[1][:200]})" if found else ""
@@ -69,13 +71,10 @@ def _unpickle(path: Path) -> object:
             "pickle_refused",
             f"The file holds Python objects{what} beside tensors, which are never loaded. " + _HOW_TO_SAVE,
         ) from None
-    except MemoryError:
-        raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - libraries raise what they like
         # A damaged archive makes torch raise whatever it stumbles over.
-        if "allocate memory" in str(error):
-            raise
-        raise ModelRejected("not_a_state_dict", f"torch cannot read the file: {_short(error)}") from None
+        reraise_out_of_memory(error)
+        raise ModelRejected("not_a_state_dict", f"torch cannot read the file: {sentence(error)}") from None
 
 
 def _metadata(value: object) -> Metadata | None:
@@ -140,7 +139,3 @@ def _no_weights(path: Path, limits: Limits) -> ModelRejected:
     return ModelRejected(
         "not_a_state_dict", "The bytes are neither safetensors nor a file of torch.save. " + _HOW_TO_SAVE
     )
-
-
-def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
