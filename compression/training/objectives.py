@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,9 +14,8 @@ from compression.errors import DataRejected, StepFailed
 from compression.training.dataset import TrainingBatch
 from compression.training.spec import Training
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Probabilities below this are taken as this: their logarithm has to stay finite in float32.
-_SMALLEST_PROBABILITY = 1e-12
+# What `functional.cross_entropy` leaves out.
+_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,28 @@ class Supervised:
         target = batch.target
         if target is None or target.is_floating_point():
             return loss, None
-        return loss, outputs[0].argmax(-1 if target.dim() > 1 else 1) == target
+        _check_classes(outputs[0], target)
+        return loss, (outputs[0].argmax(-1) == target)[target >= 0]
 
     def loss_of(self, outputs: tuple[torch.Tensor, ...], batch: TrainingBatch) -> torch.Tensor:
-        """The loss of outputs that were computed already."""
+        """The loss of outputs that were computed already.
+
+        Raises:
+            DataRejected: `labels_missing`, `labels_invalid` or `labels_out_of_range`.
+            StepFailed: `output_not_trainable` when the model's first output holds no floats.
+        """
+        if not outputs[0].is_floating_point():
+            kind = str(outputs[0].dtype).removeprefix("torch.")
+            raise StepFailed(
+                "output_not_trainable",
+                f"The model's first output holds {kind}, which has no gradient; put the scores before it first.",
+            )
         terms: list[tuple[float, torch.Tensor]] = []
         share = 0.0 if batch.teacher is None else 1.0 if batch.target is None else self._spec.teacher_weight
         if batch.target is not None and share < 1:
             terms.append((1 - share, self._against_target(outputs[0], batch.target)))
         if batch.teacher is not None and share > 0:
-            terms.append((share, self._against_teacher(outputs, batch.teacher)))
+            terms.append((share, self._against_teacher(outputs[0], batch.teacher[0], batch.target)))
         if not terms:
             raise DataRejected(
                 "labels_missing",
@@ -114,19 +125,23 @@ class Supervised:
             return (1 - functional.cosine_similarity(output, target, dim=-1)).mean()
         return functional.mse_loss(output, target)
 
-    def _against_teacher(self, outputs: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        if self._spec.loss in ("mse", "cosine") or outputs[0].dim() < 2 or outputs[0].shape[-1] == 1:
-            return functional.mse_loss(outputs[0], teacher[0])
-        return soft_cross_entropy(self.logits(outputs[0]), self.logits(teacher[0]), self._spec.temperature)
+    def _against_teacher(
+        self, output: torch.Tensor, teacher: torch.Tensor, target: torch.Tensor | None
+    ) -> torch.Tensor:
+        no_classes = output.dim() < 2 or output.shape[-1] == 1 or (target is not None and target.is_floating_point())
+        if self._spec.loss in ("mse", "cosine") or no_classes:
+            return functional.mse_loss(output, teacher)
+        return soft_cross_entropy(self.logits(output), self.logits(teacher), self._spec.temperature)
 
     def logits(self, output: torch.Tensor) -> torch.Tensor:
         """The output as logits: the logarithm of probabilities is one choice of them."""
-        return output.clamp_min(_SMALLEST_PROBABILITY).log() if self._normalized else output
+        # A larger bound would take the gradient from samples that the model is surely wrong about.
+        return output.clamp_min(torch.finfo(output.dtype).tiny).log() if self._normalized else output
 
 
 def _fitted(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """The target in the output's shape; (n,) serves an output of (n, 1)."""
-    if target.numel() != output.numel() or target.shape[0] != output.shape[0]:
+    if target.numel() != output.numel() or target.shape[:1] != output.shape[:1]:
         raise DataRejected(
             "labels_invalid",
             f"'targets' has samples of shape {list(target.shape[1:])}, the model's output {list(output.shape[1:])}.",
@@ -139,18 +154,41 @@ def cross_entropy(logits: torch.Tensor, target: torch.Tensor, label_smoothing: f
 
     Args:
         logits: (n, classes), or (n, positions, classes) for tokens.
-        target: (n,) or (n, positions) int64; negative entries are left out.
+        target: (n,) or (n, positions) int64; negative entries are left out, and the loss is 0 when all are.
         label_smoothing: Share that is spread over all classes.
+
+    Raises:
+        DataRejected: `labels_invalid` or `labels_out_of_range`.
     """
-    if logits.dim() != target.dim() + 1:
-        raise StepFailed(
+    _check_classes(logits, target)
+    wanted = target.masked_fill(target < 0, _IGNORED).flatten()
+    total = functional.cross_entropy(
+        logits.flatten(0, -2), wanted, ignore_index=_IGNORED, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / (wanted >= 0).sum().clamp_min(1)
+
+
+def _check_classes(logits: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise `DataRejected` where the target's entries are no classes that the logits' last axis tells apart."""
+    if logits.shape[:-1] != target.shape:
+        raise DataRejected(
             "labels_invalid",
             f"Labels of shape {list(target.shape)} need outputs of shape {[*target.shape, 'classes']}; the model "
             f"gives {list(logits.shape)}.",
         )
-    return functional.cross_entropy(
-        logits.flatten(0, -2), target.flatten(), ignore_index=-100, label_smoothing=label_smoothing
-    )
+    classes = logits.shape[-1]
+    if classes == 1:
+        raise DataRejected(
+            "labels_invalid",
+            "The model's first output is a single score, which is no choice of a class; give what it should be as "
+            "floats in 'targets' of the training dataset.",
+        )
+    if target.numel() and (highest := int(target.max())) >= classes:
+        raise DataRejected(
+            "labels_out_of_range",
+            f"The training dataset holds the class {highest}; the model's first output has {classes} classes, "
+            f"counted from 0.",
+        )
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
