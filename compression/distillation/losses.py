@@ -90,8 +90,15 @@ def angles(embeddings: torch.Tensor) -> torch.Tensor:
     Returns:
         (n, n, n): the first axis is the sample at the angle's vertex; 0 where two of the three coincide.
     """
-    directions = functional.normalize(embeddings[None] - embeddings[:, None], dim=-1)
-    return directions @ directions.transpose(1, 2)
+    # By products instead of differences: n³ numbers in place of n² vectors. Centred, so that few digits cancel.
+    centred = embeddings - embeddings.mean(0)
+    products = centred @ centred.T
+    own = products.diagonal()
+    dots = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
+    lengths = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    both = lengths[:, :, None] * lengths[:, None, :]
+    apart = both > _SMALLEST
+    return (dots / torch.where(apart, both, torch.ones_like(both)) * apart).clamp(-1.0, 1.0)
 
 
 def relation_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from compression.distillation import losses
-from compression.distillation.features import Activation, Pair, StudentTap, Tap, Tensors, aligned, pooled
+from compression.distillation.features import Activation, Pair, Tap, Tensors, aligned, pooled
 from compression.distillation.spec import Distill
-from compression.distillation.students.network import Head, Student
+from compression.distillation.students.network import Form
 from compression.errors import DataRejected
 from compression.training.dataset import TrainingBatch
 from compression.training.objectives import Supervised, soft_cross_entropy
@@ -22,11 +21,8 @@ from compression.training.objectives import Supervised, soft_cross_entropy
 Comparison = Literal["softmax", "sigmoid", "values"]
 """How outputs are compared: as one distribution, as one yes/no distribution for each, or as numbers."""
 
-# Probabilities closer to 0 or 1 than this have no logarithm worth following in float32.
-_SMALLEST_PROBABILITY = 1e-12
-_SMALLEST_DOUBT = 1e-6
-# Relations between n samples with f features need n² f numbers; batches are cut to this many, and to 64 samples.
-_MOST_RELATED, _MOST_SAMPLES, _FEWEST_SAMPLES = 1 << 22, 64, 8
+# Relations between three of n samples are n³ numbers.
+_MOST_RELATED = 64
 
 
 @dataclass(frozen=True)
@@ -51,39 +47,28 @@ class Inside:
 
 
 def comparison(
-    head: Head, wanted: Literal["auto", "distributions", "values"], target: torch.Tensor | None
+    form: Form, wanted: Literal["auto", "distributions", "values"], target: torch.Tensor | None
 ) -> Comparison:
     """How to compare an output with the teacher's.
 
     Args:
-        head: The student's head for it.
+        form: What it is.
         wanted: What the spec says.
         target: What the dataset says of this output for some samples, or None.
     """
     if wanted == "values":
         return "values"
-    if head.ending in ("softmax", "log_softmax"):
+    if form.ending in ("softmax", "log_softmax"):
         return "softmax"
-    several = bool(head.shape) and head.shape[-1] > 1
+    several = bool(form.shape) and form.shape[-1] > 1
     distribution: Comparison = "softmax" if several else "sigmoid"
-    if head.ending == "sigmoid":
+    if form.ending == "sigmoid":
         return "sigmoid"
     if wanted == "distributions":
         return distribution
     if target is not None:
         return "values" if target.is_floating_point() else distribution
-    return "softmax" if several and len(head.shape) == 1 and not head.each_position else "values"
-
-
-def scores_of(output: torch.Tensor, head: Head) -> torch.Tensor:
-    """What a teacher had before its softmax or sigmoid; of a softmax up to a constant, which changes nothing."""
-    match head.ending:
-        case "softmax":
-            return output.clamp_min(_SMALLEST_PROBABILITY).log()
-        case "sigmoid":
-            return torch.logit(output, _SMALLEST_DOUBT)
-        case "log_softmax" | "none":
-            return output
+    return "softmax" if several and len(form.shape) == 1 and not form.each_position else "values"
 
 
 class Distillation:
@@ -91,12 +76,13 @@ class Distillation:
 
     Args:
         spec: Terms and their weights.
-        student: On its device.
         inside: Activations to compare.
-        comparisons: One for each output.
+        forms: One for each output.
+        comparisons: Likewise.
         samples: The teacher's outputs for some samples, in whose spread values are measured.
-        teacher: Gives outputs and the teacher's side of `inside.pairs`; None where batches carry the outputs and no
-            activations are compared.
+        student: Gives scores, and the student's side of `inside.pairs`.
+        teacher: Gives outputs, and the teacher's side; None where batches carry the outputs and no activations are
+            compared.
 
     Attributes:
         comparisons: One for each output.
@@ -105,21 +91,21 @@ class Distillation:
     def __init__(
         self,
         spec: Distill,
-        student: Student,
         inside: Inside,
         *,
+        forms: Sequence[Form],
         comparisons: Sequence[Comparison],
         samples: Tensors,
+        student: Tap,
         teacher: Tap | None,
     ) -> None:
         self._spec = spec
-        self._student = student
-        self._heads = student.all_heads
+        self._forms = tuple(forms)
         self._inside = inside
         self.comparisons = tuple(comparisons)
         self._spreads = [_spread(output) for output in samples]
         self._teacher = teacher
-        self._tap = StudentTap(student, [pair.student for pair in inside.pairs])
+        self._student = student
         self._supervised = Supervised(spec.training, normalized=False)
         device = samples[0].device
         self._projections = nn.ModuleList(
@@ -128,10 +114,6 @@ class Distillation:
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return self._projections.parameters()
-
-    def close(self) -> None:
-        """Leave the student as it was: nothing notes its activations any more."""
-        self._tap.close()
 
     def loss(self, module: nn.Module, batch: TrainingBatch) -> torch.Tensor:  # noqa: ARG002 - it is the student
         return _sum(self.terms(batch)[0])
@@ -147,7 +129,7 @@ class Distillation:
 
     def terms(self, batch: TrainingBatch) -> tuple[dict[str, tuple[float, torch.Tensor]], Tensors]:
         """Every term by name with its factor, and the student's scores."""
-        scores, ours = self._tap.run(batch.inputs)
+        scores, ours = self._student.run(batch.inputs)
         if self._teacher is not None:
             with torch.no_grad():
                 outputs, theirs = self._teacher.run(batch.inputs)
@@ -171,27 +153,27 @@ class Distillation:
         return terms, scores
 
     def _against_labels(self, scores: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
-        head, target = self._heads[0], batch.target
+        form, target = self._forms[0], batch.target
         if target is None:
             raise ValueError("the batch has no labels")
         if target.is_floating_point():
-            found = self._supervised.loss_of((head.finish(scores),), TrainingBatch(batch.inputs, target))
+            found = self._supervised.loss_of((form.finish(scores),), TrainingBatch(batch.inputs, target))
             # Squared errors in the unit of the teacher's, so that both weigh the same whatever is measured.
             return found if self._spec.training.loss == "cosine" else found / self._spreads[0].square()
-        if head.ending != "sigmoid" and scores.shape[-1] > 1 and scores.dim() > target.dim():
+        if form.ending != "sigmoid" and scores.shape[-1] > 1 and scores.dim() > target.dim():
             return self._supervised.loss_of((scores,), TrainingBatch(batch.inputs, target))
         return _yes_or_no(scores, target)
 
     def _against_outputs(self, scores: Tensors, outputs: Tensors, temperature: float) -> torch.Tensor:
         found = []
-        for head, kind, spread, score, output in zip(
-            self._heads, self.comparisons, self._spreads, scores, outputs, strict=True
+        for form, kind, spread, score, output in zip(
+            self._forms, self.comparisons, self._spreads, scores, outputs, strict=True
         ):
             if kind == "values":
-                error = (head.finish(score) - output.to(score.dtype)) / spread
+                error = (form.finish(score) - output.to(score.dtype)) / spread
                 found.append(error.square().mean())
                 continue
-            wanted = scores_of(output.to(score.dtype), head)
+            wanted = form.scores(output.to(score.dtype))
             divergence = soft_cross_entropy if kind == "softmax" else losses.soft_binary_cross_entropy
             found.append(divergence(score, wanted, temperature))
         return torch.stack(found).mean()
@@ -207,9 +189,7 @@ class Distillation:
         spec = self._spec.relations
         if spec is None:
             raise ValueError("the spec has no relations")
-        widest = max(ours.shape[1], theirs.shape[1])
-        most = min(_MOST_SAMPLES, max(_FEWEST_SAMPLES, math.isqrt(_MOST_RELATED // widest)))
-        ours, theirs = ours[:most], theirs[:most]
+        ours, theirs = ours[:_MOST_RELATED], theirs[:_MOST_RELATED]
         found = []
         if spec.distance:
             found.append(spec.distance * losses.relation_distance(ours, theirs))

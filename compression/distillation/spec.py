@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from compression._spec_base import DataRole, Spec, StepSpec
 from compression.training.spec import Training
@@ -50,6 +50,35 @@ class ArchitectureStudent(Spec):
             msg = f"depth has no effect on '{self.name}'; use width, or one of {', '.join(sorted(_WITH_DEPTH))}"
             raise ValueError(msg)
         return self
+
+
+class SlimStudent(Spec):
+    """The teacher itself with fewer channels, starting from the weights of those that matter most.
+
+    The graph keeps its operators and names; `prune_channels` says which channels can go.
+    """
+
+    kind: Literal["slim"]
+    """A narrower copy of the teacher."""
+    width: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the channels that stay in each group of layers that share them."""
+    round_to: int = Field(default=1, ge=1, le=256)
+    """Layers keep a multiple of so many channels, rounded up."""
+
+
+def _kind(value: object) -> str | None:
+    """What tells the students apart; `architecture` need not be said."""
+    kind = value.get("kind", "architecture") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+Student = Annotated[
+    Annotated[ArchitectureStudent, Tag("architecture")] | Annotated[SlimStudent, Tag("slim")],
+    Discriminator(
+        _kind, custom_error_type="unknown_student", custom_error_message="student.kind must be architecture or slim"
+    ),
+]
+"""The network that learns."""
 
 
 class LogitsLoss(Spec):
@@ -116,7 +145,7 @@ class Distill(StepSpec):
     """
 
     type: Literal["distill"] = "distill"
-    student: ArchitectureStudent
+    student: Student
     """The network that learns."""
     labels: float = Field(default=0.3, ge=0, le=1e6, allow_inf_nan=False)
     """Factor of the loss against the dataset's labels or targets; no effect where it has none."""

@@ -22,26 +22,24 @@ from compression.distillation.features import (
     Tensors,
     graph_activations,
     matched,
-    student_activations,
 )
 from compression.distillation.interface import interface_of
 from compression.distillation.objective import Comparison, Distillation, Inside, comparison, describe
-from compression.distillation.spec import Distill
-from compression.distillation.students.export import check, exported
-from compression.distillation.students.fit import Interface, fitted
-from compression.distillation.students.network import Student
+from compression.distillation.pupils import NewPupil, Pupil, SlimPupil
+from compression.distillation.spec import Distill, SlimStudent
+from compression.distillation.students.fit import Interface
 from compression.errors import StepFailed
 from compression.graph.macs import count_macs
 from compression.graph.parameters import count_parameters
 from compression.graph.to_torch import to_torch
 from compression.training.constraints import Constraint, NoConstraint, Regularizer
-from compression.training.dataset import TrainingBatch, TrainingSet
+from compression.training.dataset import TrainingBatch, TrainingSet, in_order
 from compression.training.loop import Lesson, train
 from compression.training.spec import Training
 from compression.training.step import TrainingMaterial
 from compression.training.teacher import Teacher
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Statistics of fewer samples than this are none.
 _FEWEST = 2
 # Samples whose outputs show the teacher's shapes and spread.
@@ -78,42 +76,62 @@ def distill(
     interface = interface_of(model, teacher.module, shown.inputs, outputs)
     with torch.random.fork_rng([]):
         torch.manual_seed(material.seed)
-        student = fitted(spec.student, interface).to(context.device)
-        _check_batch(student, spec.training, len(samples))
-        inside = _inside(spec, student, teacher, shown.inputs)
+        pupil = _pupil(spec, interface, model, context, material.feed.fixed_batch)
+        _check_batch(pupil, spec.training, len(samples))
+        inside = _inside(spec, pupil, teacher, shown.inputs)
         tap = teacher.tap(inside) if inside.pairs else None
-        targets = (shown.target, *[None] * (len(outputs) - 1))
-        wanted = spec.logits.compare if spec.logits is not None else "auto"
-        comparisons = [
-            comparison(head, wanted, target) for head, target in zip(student.all_heads, targets, strict=True)
-        ]
-        for head, kind, output in zip(student.all_heads, comparisons, outputs, strict=True):
-            if kind == "values" and head.ending == "none":
-                head.measure_in(output)
-        objective = Distillation(spec, student, inside, comparisons=comparisons, samples=outputs, teacher=tap)
+        comparisons = _comparisons(spec, pupil, outputs, shown.target)
+        objective = Distillation(
+            spec,
+            inside,
+            forms=pupil.forms,
+            comparisons=comparisons,
+            samples=outputs,
+            student=pupil.tap([pair.student for pair in inside.pairs]),
+            teacher=tap,
+        )
     lesson = Lesson(
         samples=samples,
         objective=objective,
-        constraints=[_FromScratch(), *_regularization(student, spec.training)],
+        constraints=[_FromScratch(), *_regularization(pupil.module, spec.training)],
         teacher=teacher if tap is None and spec.logits is not None else None,
+        fixed_batch=pupil.fixed_batch,
         phase="distilling",
         key=material.key,
     )
-    report = train(student, lesson, spec.training, context, material.seed)
-    details = _learned(objective, teacher, samples, context, student)
-    objective.close()
-    result, difference = _as_graph(student, interface, model, samples)
+    report = train(pupil.module, lesson, spec.training, context, material.seed)
+    learned = _learned(objective, teacher, samples, pupil, context)
+    result, difference = pupil.finished(shown.inputs)
     return result, {
         "student": spec.student.model_dump(mode="json", exclude_none=True),
         "parameters": {"teacher": count_parameters(model).elements, "student": count_parameters(result).elements},
         "macs": {"teacher": count_macs(model), "student": count_macs(result)},
         "compared": dict(zip((one.name for one in interface.outputs), comparisons, strict=True)),
         "matched": _matched(inside),
-        **details,
+        **learned,
         "export_difference": difference,
         "training": report.details(),
-        "notes": _notes(spec, samples, student, comparisons),
+        "notes": _notes(spec, samples, pupil, comparisons),
     }
+
+
+def _pupil(
+    spec: Distill, teacher: Interface, model: onnx.ModelProto, context: Context, fixed_batch: int | None
+) -> Pupil:
+    if isinstance(spec.student, SlimStudent):
+        return SlimPupil(spec.student, teacher, model, context, fixed_batch)
+    return NewPupil(spec.student, teacher, model, context.device)
+
+
+def _comparisons(spec: Distill, pupil: Pupil, outputs: Tensors, target: torch.Tensor | None) -> list[Comparison]:
+    """How each output is compared; where it is by value, the student learns in units of the teacher's."""
+    wanted = spec.logits.compare if spec.logits is not None else "auto"
+    targets = (target, *[None] * (len(outputs) - 1))
+    found = [comparison(form, wanted, one) for form, one in zip(pupil.forms, targets, strict=True)]
+    for position, (kind, output) in enumerate(zip(found, outputs, strict=True)):
+        if kind == "values":
+            pupil.measure_in(position, output)
+    return found
 
 
 class _Teaching(Teacher):
@@ -191,11 +209,11 @@ class _FromScratch(NoConstraint):
         return progress > 0
 
 
-def _regularization(student: Student, spec: Training) -> list[Constraint]:
+def _regularization(student: nn.Module, spec: Training) -> list[Constraint]:
     """Terms on the weights of all layers that multiply; their outputs are the first axis."""
     if not (spec.l1 or spec.l2 or spec.group_lasso):
         return []
-    weights = [(one, 0) for name, one in student.named_parameters() if one.dim() > 1 and name.endswith("weight")]
+    weights = [(one, 0) for one in student.parameters() if one.dim() > 1]
     return [Regularizer(weights, l1=spec.l1, l2=spec.l2, group_lasso=spec.group_lasso)]
 
 
@@ -208,9 +226,10 @@ def _check_taught(spec: Distill, samples: TrainingSet) -> None:
         )
 
 
-def _check_batch(student: Student, spec: Training, samples: int) -> None:
+def _check_batch(pupil: Pupil, spec: Training, samples: int) -> None:
     training = samples - math.ceil(samples * spec.validation_share)
-    if min(spec.batch_size, training) < _FEWEST and any(isinstance(layer, _NORMS) for layer in student.modules()):
+    size = pupil.fixed_batch or min(spec.batch_size, training)
+    if size < _FEWEST and any(isinstance(layer, _NORMS) for layer in pupil.module.modules()):
         raise StepFailed(
             "batch_too_small",
             f"The student has batch norms, which need at least {_FEWEST} samples in a step: set training.batch_size to "
@@ -218,11 +237,11 @@ def _check_batch(student: Student, spec: Training, samples: int) -> None:
         )
 
 
-def _inside(spec: Distill, student: Student, teacher: _Teaching, inputs: Tensors) -> Inside:
+def _inside(spec: Distill, pupil: Pupil, teacher: _Teaching, inputs: Tensors) -> Inside:
     """The pairs of activations that the spec's losses compare."""
     if spec.features is None and spec.attention is None and spec.relations is None:
         return Inside()
-    ours = student_activations(student, tuple(value[:_FEWEST] for value in inputs))
+    ours = pupil.activations(inputs)
     theirs = teacher.activations(inputs)
     features: tuple[Pair, ...] = ()
     attention: tuple[Pair, ...] = ()
@@ -252,28 +271,26 @@ def _check_matched(loss: str, pairs: Sequence[Pair]) -> None:
 
 @torch.no_grad()
 def _learned(
-    objective: Distillation, teacher: _Teaching, samples: TrainingSet, context: Context, student: Student
+    objective: Distillation, teacher: _Teaching, samples: TrainingSet, pupil: Pupil, context: Context
 ) -> dict[str, object]:
     """Every term of the loss, and how often both networks name the same class, on some training samples."""
-    batch = samples.batch(_first(samples, _COMPARED), context.device)
-    outputs = teacher.outputs(batch)
-    terms, _ = objective.terms(dataclasses.replace(batch, teacher=outputs))
-    found: dict[str, object] = {"losses": {name: term.item() for name, (_, term) in terms.items()}}
-    first, wanted = _tuple(student(*batch.inputs))[0], outputs[0]
-    if objective.comparisons[0] == "softmax":
-        found["same_class"] = (first.argmax(-1) == wanted.argmax(-1)).double().mean().item()
-    return found
-
-
-def _as_graph(
-    student: Student, interface: Interface, teacher: onnx.ModelProto, samples: TrainingSet
-) -> tuple[onnx.ModelProto, float]:
-    """The student as ONNX, compared with itself on real samples."""
-    student.cpu().eval().fold()
-    result = exported(student, interface, teacher)
-    batch = samples.batch(_first(samples, _SHOWN))
-    inputs = dict(zip((one.name for one in interface.inputs), batch.inputs, strict=True))
-    return result, check(student, result, inputs, interface)
+    size = pupil.fixed_batch or _COMPARED
+    sums: dict[str, float] = {}
+    same = seen = pieces = 0
+    for indices in in_order(_first(samples, max(_COMPARED, size)), size):
+        if pupil.fixed_batch is not None and len(indices) < size:
+            break
+        batch = samples.batch(indices, context.device)
+        batch = dataclasses.replace(batch, teacher=teacher.outputs(batch))
+        terms, scores = objective.terms(batch)
+        for name, (_, term) in terms.items():
+            sums[name] = sums.get(name, 0.0) + term.item()
+        pieces += 1
+        if batch.teacher is not None and objective.comparisons[0] == "softmax":
+            agreed = scores[0].argmax(-1) == batch.teacher[0].argmax(-1)
+            same, seen = same + int(agreed.sum()), seen + agreed.numel()
+    found: dict[str, object] = {"losses": {name: value / pieces for name, value in sums.items()}}
+    return found | ({"same_class": same / seen} if seen else {})
 
 
 def _matched(inside: Inside) -> dict[str, object]:
@@ -289,13 +306,13 @@ def _matched(inside: Inside) -> dict[str, object]:
     }
 
 
-def _notes(spec: Distill, samples: TrainingSet, student: Student, comparisons: Sequence[Comparison]) -> list[str]:
+def _notes(spec: Distill, samples: TrainingSet, pupil: Pupil, comparisons: Sequence[Comparison]) -> list[str]:
     notes = []
     if spec.labels and not samples.has_target:
         notes.append("The training dataset has no labels: the teacher alone taught.")
-    head = student.all_heads[0]
+    form = pupil.forms[0]
     asked = spec.logits is not None and spec.logits.compare == "auto"
-    if asked and not samples.has_target and head.ending == "none" and comparisons[0] == "softmax":
+    if asked and not samples.has_target and form.ending == "none" and comparisons[0] == "softmax":
         notes.append(
             "The teacher's outputs are taken for scores of classes; if they are numbers in their own right, set "
             "logits.compare to 'values'."

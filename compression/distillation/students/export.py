@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
 from compression.distillation.students.fit import Interface
 from compression.distillation.students.network import Student
@@ -51,16 +52,17 @@ def exported(student: Student, teacher: Interface, like: onnx.ModelProto) -> onn
     return model
 
 
-def check(student: Student, model: onnx.ModelProto, inputs: Mapping[str, torch.Tensor], teacher: Interface) -> float:
+def check(student: nn.Module, model: onnx.ModelProto, inputs: Sequence[torch.Tensor], teacher: Interface) -> float:
     """Run torch and ONNX Runtime on the same samples; the largest difference in units of the output's largest value.
 
     Raises:
         StepFailed: `student_export_differs`.
     """
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run([one.name for one in teacher.outputs], {name: one.numpy() for name, one in inputs.items()})
+    given = {one.name: value.numpy() for one, value in zip(teacher.inputs, inputs, strict=True)}
+    found = session.run([one.name for one in teacher.outputs], given)
     with torch.no_grad():
-        expected = student(*inputs.values())
+        expected = student(*inputs)
     if isinstance(expected, torch.Tensor):
         expected = (expected,)
     worst = 0.0

@@ -11,7 +11,7 @@ import torch
 
 from compression.distillation.spec import ArchitectureStudent
 from compression.distillation.students import pictures
-from compression.distillation.students.network import Ending, Head, Student
+from compression.distillation.students.network import Ending, Form, Head, Student
 from compression.distillation.students.pictures import Vector
 from compression.distillation.students.plain import Dense, Encoder, convolutions
 from compression.errors import StepFailed
@@ -208,7 +208,7 @@ def _head(spec: ArchitectureStudent, features: int, output: TeacherOutput, lengt
             f"gives up to {_MOST_OUTPUTS} values for a sample, the teacher's output '{output.name}' has "
             f"{math.prod(rest)}",
         )
-    return Head(features, rest, each_position=at_positions, ending=output.ending)
+    return Head(features, Form(rest, at_positions, output.ending))
 
 
 def _misfit(spec: ArchitectureStudent, reason: str) -> StepFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,33 +15,71 @@ from compression.distillation.students.plain import Encoded
 Ending = Literal["none", "softmax", "log_softmax", "sigmoid"]
 """What a network applies to its scores before it gives them out."""
 
+# Probabilities closer to 0 or 1 than this have no logarithm worth following in float32.
+_SMALLEST_PROBABILITY = 1e-12
+_SMALLEST_DOUBT = 1e-6
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an output is.
+
+    Attributes:
+        shape: Without the batch axis; with `each_position`, without the positions either.
+        each_position: One for each position of a sequence instead of one for the sample.
+        ending: What its scores go through, along the last axis.
+    """
+
+    shape: tuple[int, ...]
+    each_position: bool = False
+    ending: Ending = "none"
+
+    def finish(self, scores: torch.Tensor) -> torch.Tensor:
+        """The output for these scores."""
+        match self.ending:
+            case "softmax":
+                return scores.softmax(-1)
+            case "log_softmax":
+                return scores.log_softmax(-1)
+            case "sigmoid":
+                return scores.sigmoid()
+            case "none":
+                return scores
+
+    def scores(self, output: torch.Tensor) -> torch.Tensor:
+        """What an output was before `finish`; for a softmax up to a constant, which changes nothing."""
+        match self.ending:
+            case "softmax":
+                return output.clamp_min(_SMALLEST_PROBABILITY).log()
+            case "sigmoid":
+                return torch.logit(output, _SMALLEST_DOUBT)
+            case "log_softmax" | "none":
+                return output
+
 
 class Head(nn.Module):
     """A dense layer to one output of the teacher.
 
     Args:
         features: Length of the vector that comes in.
-        shape: Of the output, without the batch axis; with `each_position`, without the positions either.
-        each_position: One output for each position of a sequence instead of one for the sample.
-        ending: Applied along the last axis by `finish`.
+        form: What the output is.
     """
 
-    def __init__(self, features: int, shape: Sequence[int], *, each_position: bool, ending: Ending) -> None:
+    def __init__(self, features: int, form: Form) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, math.prod(shape))
-        self.shape = tuple(shape)
-        self.each_position = each_position
-        self.ending = ending
+        self.linear = nn.Linear(features, math.prod(form.shape))
+        self.form = form
         self.unit: torch.Tensor | None = None
         self.offset: torch.Tensor | None = None
 
     def forward(self, value: torch.Tensor | Encoded) -> torch.Tensor:
         if isinstance(value, Encoded):
-            value = value.sequence if self.each_position else value.pooled
+            value = value.sequence if self.form.each_position else value.pooled
         found: torch.Tensor = self.linear(value)
         if self.unit is not None and self.offset is not None:
             found = found * self.unit + self.offset
-        return found if len(self.shape) == 1 else found.reshape(*found.shape[:-1], *self.shape)
+        shape = self.form.shape
+        return found if len(shape) == 1 else found.reshape(*found.shape[:-1], *shape)
 
     def measure_in(self, outputs: torch.Tensor) -> None:
         """Let the layer work in units of the teacher's outputs: what it says is multiplied and shifted afterwards.
@@ -61,18 +100,6 @@ class Head(nn.Module):
             self.linear.weight.mul_(self.unit[:, None])
             self.linear.bias.mul_(self.unit).add_(self.offset)
             self.unit = self.offset = None
-
-    def finish(self, scores: torch.Tensor) -> torch.Tensor:
-        """What the teacher would give for these scores."""
-        match self.ending:
-            case "softmax":
-                return scores.softmax(-1)
-            case "log_softmax":
-                return scores.log_softmax(-1)
-            case "sigmoid":
-                return scores.sigmoid()
-            case "none":
-                return scores
 
 
 class Student(nn.Module):
@@ -118,7 +145,7 @@ class Student(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         inputs = [value for value in (first, second, third, fourth) if value is not None]
         outputs = tuple(
-            head.finish(score).to(dtype)
+            head.form.finish(score).to(dtype)
             for head, score, dtype in zip(self.all_heads, self.scores(*inputs), self._dtypes, strict=True)
         )
         return outputs[0] if len(outputs) == 1 else outputs
