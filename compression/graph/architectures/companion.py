@@ -52,7 +52,8 @@ class Companion:
 
 
 def write_companion(path: Path, companion: Companion) -> None:
-    metadata = {"format": _FORMAT, "initializers": json.dumps(companion.initializers)}
+    # One entry: safetensors write several in an order of their own.
+    metadata = {_FORMAT: json.dumps(companion.initializers)}
     save_file({key: np.ascontiguousarray(value) for key, value in companion.rest.items()}, path, metadata)
 
 
@@ -61,9 +62,9 @@ def read_companion(path: Path) -> Companion | None:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if _FORMAT not in metadata:
                 return None
-            initializers = _NAMES.validate_json(metadata.get("initializers", ""))
+            initializers = _NAMES.validate_json(metadata[_FORMAT])
             return Companion(initializers, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     except (FileNotFoundError, SafetensorError, ValidationError):
         return None

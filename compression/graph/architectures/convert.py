@@ -74,10 +74,10 @@ def convert(
     if threads:
         torch.set_num_threads(threads)
     tensors, metadata = state_dict.read_state_dict(path, limits)
-    module, usual = registry.build(source.architecture, limits)
+    module, inputs = registry.build(source.architecture, limits, source.inputs)
     fit.fit(module, tensors, metadata)
     del tensors
-    network = export.Network(module, source.inputs or usual, by_name=isinstance(source.architecture, Transformers))
+    network = export.Network(module, inputs, by_name=isinstance(source.architecture, Transformers))
     compared = [network.example(batch, seed=batch) for batch in _COMPARED_BATCHES]
     expected = [network.run(arrays) for arrays in compared]
     out.mkdir(parents=True, exist_ok=True)

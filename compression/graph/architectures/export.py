@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from compression.errors import ModelRejected
+from compression.graph import walk
 from compression.graph.architectures.layer_list import LayerList
 from compression.graph.architectures.libraries import quiet, reraise_out_of_memory, sentence
 from compression.graph.architectures.spec import Input
@@ -147,6 +148,12 @@ def _serialize(model: Any, state: Mapping[str, torch.Tensor]) -> onnx.ModelProto
     graph.metadata_props.clear()
     proto: onnx.ModelProto = import_module("onnx_ir").serde.serialize_model(model)
     proto.doc_string = ""
+    for node in walk.nodes(proto):
+        # They come in the order of a set, which is another one in every process.
+        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+        copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in attributes]
+        node.ClearField("attribute")
+        node.attribute.extend(copies)
     del proto.graph.value_info[:]
     return proto
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from compression.errors import ModelRejected
 from compression.graph.architectures import layers_spec as spec
+from compression.graph.architectures.libraries import sentence
 from compression.graph.architectures.spec import Input
 
 
@@ -28,9 +29,9 @@ class LayerList(nn.Module):
         for name, layer in zip(spec.names(layers), layers, strict=True):
             try:
                 self._put(name, build_layer(layer))
-            except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            except (KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
                 raise ModelRejected(
-                    "architecture_invalid", f"Layer '{name}' ({layer.type}) cannot be built: {error}"
+                    "architecture_invalid", f"Layer '{name}' ({layer.type}) cannot be built: {sentence(error)}"
                 ) from None
             self._steps.append((name, layer.type))
 
@@ -62,7 +63,7 @@ class LayerList(nn.Module):
                 raise ModelRejected(
                     "architecture_invalid",
                     f"Layer '{name}' ({kind}) cannot take what comes before it, of shape {shape} (batch first): "
-                    f"{str(error).splitlines()[0][:300]}",
+                    f"{sentence(error)}",
                 ) from None
         return value
 

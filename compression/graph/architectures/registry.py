@@ -25,8 +25,15 @@ _PICTURE = 224
 _BYTES_PER_PARAMETER = 4
 
 
-def build(architecture: Architecture, limits: Limits) -> tuple[nn.Module, tuple[Input, ...]]:
-    """Build a module, and say what it takes unless the caller says otherwise. Nothing is downloaded.
+def build(
+    architecture: Architecture, limits: Limits, given: tuple[Input, ...] | None = None
+) -> tuple[nn.Module, tuple[Input, ...]]:
+    """Build a module, and say what it takes. Nothing is downloaded.
+
+    Args:
+        architecture: What to build.
+        limits: Caps on its size.
+        given: What the caller says that it takes; None for its usual input.
 
     Raises:
         ModelRejected: `architecture_unknown` with the nearest names, `architecture_invalid` where the library refuses
@@ -52,7 +59,7 @@ def build(architecture: Architecture, limits: Limits) -> tuple[nn.Module, tuple[
         raise ModelRejected(
             "architecture_invalid", f"{_called(architecture)} cannot be built: {sentence(error)}"
         ) from None
-    return module.float().eval(), inputs(module)
+    return module.float().eval(), inputs(module) if given is None else given
 
 
 _Inputs = Callable[[nn.Module], tuple[Input, ...]]
