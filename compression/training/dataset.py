@@ -63,21 +63,40 @@ class TrainingSet:
         return TrainingBatch(tuple(torch.from_numpy(array[indices]).to(device) for array in self._inputs), target)
 
     @classmethod
-    def read(cls, feed: ModelFeed, input_names: tuple[str, ...], context: Context, limit: int | None) -> TrainingSet:
+    def read(
+        cls,
+        feed: ModelFeed,
+        input_names: tuple[str, ...],
+        context: Context,
+        limit: int | None,
+        *,
+        prefer_targets: bool = False,
+    ) -> TrainingSet:
         """Read every sample once, checked as it passes.
 
+        Args:
+            feed: The training dataset.
+            input_names: The model's inputs, in its order.
+            context: Its folder holds the samples from now on.
+            limit: At most so many samples; None takes all.
+            prefer_targets: Take `targets` where the dataset has `labels` too.
+
         Raises:
-            DataRejected: `dataset_mismatch` when an input has no array or samples differ in shape.
+            DataRejected: `dataset_mismatch` when an input has no array, `non_finite_values`.
         """
         folder = context.workdir / "training"
         folder.mkdir(parents=True, exist_ok=True)
-        samples = min(feed.summary.samples, limit or feed.summary.samples)
+        samples = feed.summary.samples
+        if limit is not None:
+            # The feed gives a whole batch at least where the model fixes its size.
+            samples = min(samples, max(limit, feed.fixed_batch or 1))
         files: dict[str, Array] = {}
         start = 0
         for batch in feed.batches(_READ_AT_ONCE, limit):
             context.check_cancelled()
             columns: dict[str, Array] = dict(batch.inputs)
-            target = batch.labels if batch.labels is not None else batch.targets
+            first, second = (batch.targets, batch.labels) if prefer_targets else (batch.labels, batch.targets)
+            target = first if first is not None else second
             if target is not None:
                 columns[_TARGET] = target
             for name, values in columns.items():
@@ -111,18 +130,26 @@ class Split:
     validation: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, samples: int, validation_share: float, rng: np.random.Generator) -> Split:
-        """A random split; at least one sample stays on either side where a share is asked for.
+    def of(cls, samples: int, validation_share: float, rng: np.random.Generator, batch: int = 1) -> Split:
+        """A random split; at least one batch stays on either side where a share is asked for.
+
+        Args:
+            samples: How many there are.
+            validation_share: Share of them that validates, rounded up to whole batches.
+            rng: Source of chance.
+            batch: Samples that the model takes at a time.
 
         Raises:
             DataRejected: `dataset_too_small` when there are too few samples for that.
         """
-        held_out = math.ceil(samples * validation_share)
-        if samples - held_out < 1:
+        held_out = math.ceil(samples * validation_share / batch) * batch
+        if samples - held_out < batch:
+            at_once = f", of which the model takes {batch} at a time" if batch > 1 else ""
+            cure = " or validation_share 0" if held_out and samples >= batch else ""
             raise DataRejected(
                 "dataset_too_small",
-                f"The training dataset has {samples} sample(s), and a validation_share of {validation_share} leaves "
-                "none to train on; give more samples or validation_share 0.",
+                f"The training dataset has {samples} sample(s){at_once}; with a validation_share of {validation_share} "
+                f"too few are left to train on. Give more samples{cure}.",
             )
         order = rng.permutation(samples).astype(np.int64)
         return cls(np.sort(order[held_out:]), np.sort(order[:held_out]))

@@ -38,7 +38,13 @@ class TrainingMaterial:
 
     def samples(self, trainee: Trainee, spec: Training, context: Context) -> TrainingSet:
         """All samples that `spec` wants, by index."""
-        return TrainingSet.read(self.feed, trainee.input_names, context, spec.samples)
+        return TrainingSet.read(
+            self.feed,
+            trainee.input_names,
+            context,
+            spec.samples,
+            prefer_targets=spec.loss in ("mse", "cosine"),
+        )
 
     def teacher(self, spec: Training, context: Context) -> Teacher | None:
         return Teacher(self.original(), context.device) if spec.teacher == "original" else None
