@@ -52,8 +52,8 @@ class Material:
     seed: int
     key: str
 
-    def training(self) -> TrainingMaterial:
-        """The same for a step that trains.
+    def training(self, context: Context) -> TrainingMaterial:
+        """The same for a step that trains, in a process where torch computes with the run's threads.
 
         Raises:
             StepFailed: `torch_missing`.
@@ -62,8 +62,12 @@ class Material:
             raise StepFailed(
                 "torch_missing", "Steps that train need torch, which this worker lacks; install 'levity[train]'."
             )
-        from compression.training.step import TrainingMaterial  # noqa: PLC0415 - see `apply`
+        import torch  # noqa: PLC0415 - see `apply`
 
+        from compression.training.step import TrainingMaterial  # noqa: PLC0415
+
+        if context.threads:
+            torch.set_num_threads(context.threads)
         return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key)
 
 
@@ -76,12 +80,12 @@ def apply(  # noqa: C901, PLR0911 - one case for each technique
     """
     match step:
         case Distill():
-            training = material.training()
+            training = material.training(context)
             from compression.distillation.step import distill  # noqa: PLC0415
 
             return distill(model, step, context, training)
         case Prune() if step.training is not None:
-            training = material.training()
+            training = material.training(context)
             from compression.pruning.in_training import prune_in_training  # noqa: PLC0415
 
             return prune_in_training(model, step, context, training, material.feeds.get("calibration"))
@@ -92,19 +96,19 @@ def apply(  # noqa: C901, PLR0911 - one case for each technique
         case Factorize():
             return factorize(model, step, context)
         case Finetune():
-            training = material.training()
+            training = material.training(context)
             from compression.training.step import finetune  # noqa: PLC0415
 
             return finetune(model, step, context, training)
         case Cluster() if step.training is not None:
-            training = material.training()
+            training = material.training(context)
             from compression.clustering.tuning import cluster_and_tune  # noqa: PLC0415
 
             return cluster_and_tune(model, step, context, training)
         case Cluster():
             return cluster(model, step, context, material.seed)
         case QuantizeAware():
-            training = material.training()
+            training = material.training(context)
             from compression.quantization.aware.step import quantize_aware  # noqa: PLC0415
 
             return quantize_aware(model, step, context, training)

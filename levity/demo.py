@@ -15,7 +15,16 @@ from levity.errors import LevityError
 from levity.service import Service
 
 _EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "digits"
-_PIPELINE = ({"type": "prune", "amount": 0.5}, {"type": "quantize", "mode": "static"})
+_PIPELINE = (
+    {
+        "type": "prune",
+        "amount": 0.9,
+        "scope": "global",
+        "schedule": "gradual",
+        "training": {"epochs": 15, "teacher": "original"},
+    },
+    {"type": "quantize", "mode": "static"},
+)
 
 
 def demo(*, out: Path, data_dir: Path | None) -> int:
@@ -35,7 +44,10 @@ def demo(*, out: Path, data_dir: Path | None) -> int:
         sys.stdout.flush()
         try:
             service = stack.enter_context(Service(folder, log=lambda line: print(line, file=log), inherit=False))
-            sys.stdout.write(f"{service.url}\nCompressing {model.name}: prune half of the weights, then static int8.\n")
+            sys.stdout.write(
+                f"{service.url}\nCompressing {model.name}: "
+                "nine weights of ten pruned while it trains, then static int8.\n"
+            )
             sys.stdout.flush()
             with Levity(service.url) as levity:
                 job = compress(
@@ -45,6 +57,7 @@ def demo(*, out: Path, data_dir: Path | None) -> int:
                     out=out,
                     data_files={
                         "calibration": _EXAMPLES / "calibration.npz",
+                        "training": _EXAMPLES / "training.npz",
                         "evaluation": _EXAMPLES / "evaluation.npz",
                     },
                 )

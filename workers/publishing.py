@@ -33,6 +33,8 @@ def store_artifacts(
     if len(set(names)) != len(names) or len(names) > _MAX_FILES:
         raise UnsafeFile("The answer names a file twice, or too many of them.")
     artifacts: list[NewArtifact] = []
+    if not files:
+        return artifacts  # then there need not be a folder either
     with open_folder(folder, OUT_FOLDER) as out:
         for announced in files:
             between()

@@ -4,8 +4,8 @@
     python examples/digits/train.py
 
 Writes beside this file: `digits-cnn.onnx` (input `image`, (N, 1, 8, 8) float32 between 0 and 1; output `logits`,
-(N, 10)), `calibration.npz` (512 of the training images) and `evaluation.npz` (the held-out quarter, with labels).
-Takes about two minutes on a CPU and ends with the accuracy on the held-out images.
+(N, 10)), `training.npz`, `calibration.npz` (512 of the training images) and `evaluation.npz` (the held-out quarter,
+with labels). Takes about two minutes on a CPU and ends with the accuracy on the held-out images.
 
 The data: 1,797 8x8 images, the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
 1998, UCI Machine Learning Repository, CC BY 4.0), as scikit-learn's `load_digits` carries it.
@@ -122,6 +122,7 @@ def main() -> None:
     print(f"accuracy on {len(test_labels)} held-out images: {(predicted == test_labels).mean():.4f}")
     export(model, HERE / "digits-cnn.onnx")
     np.savez_compressed(HERE / "calibration.npz", image=train_images[:CALIBRATION_SAMPLES])
+    np.savez_compressed(HERE / "training.npz", image=train_images, labels=train_labels)
     np.savez_compressed(HERE / "evaluation.npz", image=test_images, labels=test_labels)
 
 
