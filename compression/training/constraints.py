@@ -14,7 +14,10 @@ class Constraint(Protocol):
     """Hooks that the training loop calls in this order at every step. `NoConstraint` has them all, empty."""
 
     def before_step(self, progress: float) -> None:
-        """Prepare for a step; `progress` is the share of all steps that is done, 0 to below 1."""
+        """Prepare for a step; `progress` is the share of all steps that is done.
+
+        After the last step it is called once more, with 1: what is due by the end happens there at the latest.
+        """
 
     def penalty(self) -> torch.Tensor | None:
         """A scalar that is added to the loss, or None."""
@@ -69,25 +72,14 @@ class KeepZeros(NoConstraint):
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         with torch.no_grad():
-            kept = [(parameter, parameter != 0) for parameter in parameters]
-            self._masks = [(parameter, mask.to(parameter.dtype)) for parameter, mask in kept if not bool(mask.all())]
+            zeros = [(parameter, parameter == 0) for parameter in parameters]
+            self._zeros = [(parameter, zero) for parameter, zero in zeros if bool(zero.any())]
 
     @torch.no_grad()
     def after_step(self) -> None:
-        for parameter, mask in self._masks:
-            parameter.mul_(mask)
-
-
-class Frozen(NoConstraint):
-    """Elements where a mask is False keep the value that they have now."""
-
-    def __init__(self, parameters: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
-        self._kept = [(parameter, mask, parameter.detach().clone()) for parameter, mask in parameters]
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        for parameter, mask, values in self._kept:
-            parameter.copy_(torch.where(mask, parameter, values))
+        # Not a product: that makes negative zeros, whose signs are noise that no compressor takes out of the file.
+        for parameter, zero in self._zeros:
+            parameter.masked_fill_(zero, 0.0)
 
 
 class Regularizer(NoConstraint):
