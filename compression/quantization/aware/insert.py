@@ -52,7 +52,7 @@ def insert(module: fx.GraphModule, plan: Plan, *, learned: bool) -> Quantizers:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
     def own(quantizer: nn.Module) -> str:
-        folder.append(quantizer.to(device))
+        folder.append(quantizer.to(device).train(module.training))
         return f"{_FOLDER}.{len(folder) - 1}"
 
     activations: dict[str, ActivationQuantizer] = {}
