@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from pydantic import TypeAdapter
 
 from api.datasets.schemas import Dataset
 from api.models.schemas import Model
@@ -11,6 +12,7 @@ from catalog.datasets.tables import DatasetRow
 from catalog.jobs.states import JobKind, Queue
 from catalog.jobs.tables import JobDatasetRow, JobRow
 from catalog.models.tables import ModelRow
+from compression.graph.architectures.spec import Architecture
 from tests.api.harness import SIGNATURE, assert_problem, data_summary
 
 NOUNS = ("models", "datasets")
@@ -232,3 +234,57 @@ def test_image_preprocessing_is_kept(service):
 )
 def test_image_preprocessing_that_makes_no_sense(service, images, pointer):
     assert_problem(create(service, "datasets", images=images), 422, "invalid_request", pointer)
+
+
+LAYERS = {"layers": [{"type": "linear", "in_features": 4, "out_features": 2}]}
+RESNET = {"name": "torchvision:resnet18", "arguments": {"num_classes": 10}}
+
+
+@pytest.mark.parametrize("architecture", [LAYERS, RESNET], ids=["layers", "torchvision"])
+def test_weights_with_an_architecture(service, architecture):
+    body = create(service, "models", architecture=architecture, input={"shape": [4]}).json()
+    Model.model_validate(body)
+    (file,) = body["files"]
+    assert body["source"]["file"] == file
+    assert (file["name"], file["sha256"]) == ("weights", body["sha256"])
+    assert body["source"]["input"] == {"shape": [4], "dtype": "float32", "name": None}
+    assert TypeAdapter(Architecture).validate_python(architecture) == TypeAdapter(Architecture).validate_python(
+        body["source"]["architecture"]
+    )
+    # No job can run before there is a graph.
+    assert_problem(service.submit(body["id"]), 409, "model_not_ready")
+    made = [{"name": "model.onnx", "sha256": "a" * 64, "size": 5}, {"name": "b", "sha256": "b" * 64, "size": 2}]
+    (job,) = service.rows(JobRow, state="queued", queue="io")
+    claim = service.claim(job.id, queue=Queue.IO)
+    service.leases(lambda leases: leases.publish_inspection(claim, summary=SUMMARY["models"], files=made))
+    ready = service.http.get(f"/v1/models/{body['id']}").json()
+    assert (ready["state"], ready["files"], ready["size"]) == ("ready", made, 7)
+    assert ready["sha256"] not in ("a" * 64, body["sha256"])
+    assert ready["source"] == body["source"]
+    Model.model_validate(ready)
+    assert service.submit(body["id"]).status_code == 202
+
+
+def test_an_onnx_model_has_no_source(service):
+    assert create(service, "models").json()["source"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointers"),
+    [
+        ({"architecture": {"name": "resnet18"}}, ["/architecture"]),
+        ({"architecture": {}}, ["/architecture"]),
+        ({"architecture": {"layers": [{"type": "lambda"}]}}, ["/architecture/layers/0"]),
+        ({"architecture": {"layers": [{"type": "relu"}, {"type": "linear", "in_features": 3}]}},
+         ["/architecture/layers/1/out_features"]),
+        ({"architecture": RESNET | {"arguments": {"weights": "DEFAULT"}}}, ["/architecture/arguments"]),
+        ({"architecture": RESNET | {"arguments": {"num_classes": [10]}}}, ["/architecture/arguments"]),
+        ({"architecture": RESNET, "input": {"shape": [3, 0]}}, ["/input/shape/1", "/input/shape/1"]),
+        ({"architecture": RESNET, "input": []}, [""]),
+        ({"input": {"shape": [3]}}, [""]),
+        ({"architecture": RESNET, "external_data": [{"name": "x", "upload_id": "upl_x"}]}, [""]),
+        ({"external_data": [{"name": "state_dict.safetensors", "upload_id": "upl_x"}]}, [""]),
+    ],
+)  # fmt: skip
+def test_architectures_that_make_no_sense(service, fields, pointers):
+    assert_problem(create(service, "models", **fields), 422, "invalid_request", *pointers)

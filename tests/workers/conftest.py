@@ -92,13 +92,15 @@ class Bench:
         time_limit_seconds: float = 60,
         max_attempts: int = 3,
         content: bytes | None = None,
+        source: dict[str, object] | None = None,
         **order: object,
     ) -> str:
         """Queue a job on a model that says what its child is to do."""
         content = json.dumps({"do": do, **order}).encode() if content is None else content
         sha256, size = self.blobs.take_in(iter([content]))
         with self.database.write() as session:
-            model = Models(session).add(name="m", files=[{"name": "model.onnx", "sha256": sha256, "size": size}])
+            files = [{"name": "model.onnx", "sha256": sha256, "size": size}]
+            model = Models(session).add(name="m", files=files, source=source)
             new = NewJob(
                 kind=kind,
                 queue=Queue.CPU,

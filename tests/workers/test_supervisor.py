@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import time
@@ -350,3 +351,35 @@ def test_an_inspection_that_finds_no_model_rejects_it(bench):
     with bench.database.read() as session:
         model = session.query(ModelRow).one()
     assert (model.state, model.error["code"]) == ("rejected", "not_onnx")
+
+
+SOURCE = {"architecture": {"layers": [{"type": "relu"}]}, "input": {"shape": [3]}, "file": {}}
+
+
+def make(bench, files, source=SOURCE):
+    """Inspect weights of which the child says that it makes these files."""
+    content = json.dumps({"make": files}).encode()
+    job_id = bench.add(content=content, kind=JobKind.INSPECT_MODEL, source=source)
+    bench.supervisor.run(*bench.claim())
+    with bench.database.read() as session:
+        return bench.job(job_id), session.query(ModelRow).one()
+
+
+def test_what_an_inspection_makes_of_weights_becomes_the_model(bench):
+    job, model = make(bench, {"model.onnx": "graph", "state_dict.safetensors": "rest"})
+    assert (job.state, model.state, model.source) == ("succeeded", "ready", SOURCE)
+    assert [(file["name"], file["size"]) for file in model.files] == [("model.onnx", 5), ("state_dict.safetensors", 4)]
+    assert [b"".join(bench.blobs.read(file["sha256"])) for file in model.files] == [b"graph", b"rest"]
+    parts = "".join(f"{file['name']}\0{file['sha256']}\n" for file in model.files)
+    assert (model.sha256, model.size) == (hashlib.sha256(parts.encode()).hexdigest(), 9)
+    bench.assert_tidy()
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"model.onnx": ""}, {"model.onnx": "", "other": ""}, {"a": "", "model.onnx": ""}]
+)
+def test_an_inspection_that_makes_other_files_rejects_the_model(bench, files):
+    job, model = make(bench, files)
+    assert job.error["code"] == "child_misbehaved"
+    assert (model.state, [file["name"] for file in model.files]) == ("rejected", ["model.onnx"])
+    assert model.summary is None
