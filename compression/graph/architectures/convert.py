@@ -14,6 +14,7 @@ import numpy.typing as npt
 from compression import publishing
 from compression.errors import ModelRejected
 from compression.graph.architectures.companion import Companion, beside, write_companion
+from compression.graph.architectures.formats import check_weights
 from compression.graph.architectures.spec import (
     COMPANION,
     MODEL,
@@ -65,6 +66,7 @@ def convert(
             `input_missing`, `state_dict_mismatch`, `export_failed`, `export_differs`, and the codes of
             `read_state_dict` and `compression.graph.load.load`.
     """
+    check_weights(path, limits)
     _check_installed(source.architecture)
     # After the check: these import torch.
     import torch  # noqa: PLC0415

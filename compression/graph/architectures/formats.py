@@ -9,12 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from compression.errors import ModelRejected
 from compression.graph.limits import Limits
+from compression.graph.wire import CutShort, NotWireFormat, outline
 
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES_BESIDE_TENSORS = 64
 _PICKLE_PROTOCOLS = range(1, 6)
 _LEGACY_TAR = b"ustar"
+
+HOW_TO_SAVE = "Save the weights alone: safetensors.torch.save_file(model.state_dict(), path), or torch.save of it."
 
 
 class Format(StrEnum):
@@ -52,15 +55,48 @@ def holds_weights(path: Path) -> bool:
         return b"/data.pkl" in file.read(512)  # the first entry of torch's archives
 
 
-def check_torch_archive(path: Path, limits: Limits) -> None:
+def check_weights(path: Path, limits: Limits) -> Format:
+    """Refuse all that is not a complete and harmless file of weights, without torch and before it sees the file.
+
+    Raises:
+        ModelRejected: `not_a_state_dict`, `legacy_pickle`, `architecture_with_onnx`, `truncated_model`,
+            `archive_unsafe`, `model_too_large`, `too_many_tensors` or `torchscript_not_accepted`.
+    """
+    kind = weights_format(path)
+    match kind:
+        case Format.SAFETENSORS:
+            _check_safetensors(path, limits)
+        case Format.TORCH_ZIP:
+            _check_torch_archive(path, limits)
+        case Format.PICKLE:
+            raise ModelRejected(
+                "legacy_pickle",
+                f"The file is a bare pickle, as torch wrote before 1.6, which is never loaded. {HOW_TO_SAVE}",
+            )
+        case None:
+            if _is_onnx(path, limits):
+                raise ModelRejected(
+                    "architecture_with_onnx",
+                    "The file is an ONNX model, which says itself what it is: leave 'architecture' out.",
+                )
+            raise ModelRejected(
+                "not_a_state_dict", f"The bytes are neither safetensors nor a file of torch.save. {HOW_TO_SAVE}"
+            )
+    return kind
+
+
+def _is_onnx(path: Path, limits: Limits) -> bool:
+    try:
+        return path.stat().st_size <= limits.max_bytes and outline(path.read_bytes(), stop_at=1).has_graph
+    except (NotWireFormat, CutShort):
+        return False
+
+
+def _check_torch_archive(path: Path, limits: Limits) -> None:
     """Refuse a `.pt` file that is not what `torch.save` writes, before torch reads any of it.
 
     `torch.save` compresses nothing, so an archive that unpacks to more than it weighs was made by someone else: with
     deflate, 1 MiB became 1 GiB inside `torch.load(weights_only=True)`.
-
-    Raises:
-        ModelRejected: `truncated_model`, `archive_unsafe`, `model_too_large`, `not_a_state_dict` or
-            `torchscript_not_accepted`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -116,12 +152,8 @@ def _check_contents(names: list[PurePosixPath]) -> None:
         )
 
 
-def check_safetensors(path: Path, limits: Limits) -> None:
-    """Refuse a safetensors file that is cut short or declares more than it holds.
-
-    Raises:
-        ModelRejected: `truncated_model`, `model_too_large`, `too_many_tensors` or `not_a_state_dict`.
-    """
+def _check_safetensors(path: Path, limits: Limits) -> None:
+    """Refuse a safetensors file that is cut short or declares more than it holds."""
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise ModelRejected("model_too_large", f"The file has {size} bytes; at most {limits.max_bytes} are accepted.")

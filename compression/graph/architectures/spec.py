@@ -104,7 +104,7 @@ class Transformers(Spec):
         pattern="^transformers:[A-Za-z0-9_]{1,64}$", examples=["transformers:BertForSequenceClassification"]
     )
     """`transformers:` and a model class that the library's auto classes know."""
-    config: dict[str, JsonValue] = Field(default={}, max_length=256)
+    config: dict[str, JsonValue] = Field(default={}, max_length=256, json_schema_extra={"additionalProperties": True})
     """The fields of its `config.json`; what is not given takes the class's default."""
 
     @field_validator("config")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from compression.errors import ModelRejected
-from compression.graph.architectures.formats import Format, check_safetensors, check_torch_archive, weights_format
+from compression.graph.architectures.formats import HOW_TO_SAVE, Format, check_weights
 from compression.graph.architectures.libraries import quiet, reraise_out_of_memory, sentence
 from compression.graph.limits import Limits
 
@@ -21,7 +21,6 @@ Metadata = dict[str, dict[str, Any]]
 _MAX_KEY = 512
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_HOW_TO_SAVE = "Save the weights alone: safetensors.torch.save_file(model.state_dict(), path), or torch.save of it."
 
 
 def read_state_dict(path: Path, limits: Limits) -> tuple[dict[str, torch.Tensor], Metadata | None]:
@@ -36,28 +35,14 @@ def read_state_dict(path: Path, limits: Limits) -> tuple[dict[str, torch.Tensor]
             `model_too_large`, `too_many_tensors`, `torchscript_not_accepted`, `architecture_with_onnx` or
             `non_finite_weights`.
     """
-    metadata = None
-    match weights_format(path):
-        case Format.SAFETENSORS:
-            check_safetensors(path, limits)
-            try:
-                value: object = load_file(path)
-            except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-                raise ModelRejected(
-                    "not_a_state_dict", f"The safetensors file cannot be read: {sentence(error)}"
-                ) from None
-        case Format.TORCH_ZIP:
-            check_torch_archive(path, limits)
-            value = _unpickle(path)
-            metadata = _metadata(value)
-        case Format.PICKLE:
-            raise ModelRejected(
-                "legacy_pickle",
-                "The file is a bare pickle, as torch wrote before 1.6, which is never loaded. " + _HOW_TO_SAVE,
-            )
-        case None:
-            raise _no_weights(path, limits)
-    return _checked(value, limits), metadata
+    if check_weights(path, limits) is Format.TORCH_ZIP:
+        value = _unpickle(path)
+        return _checked(value, limits), _metadata(value)
+    try:
+        value = load_file(path)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelRejected("not_a_state_dict", f"The safetensors file cannot be read: {sentence(error)}") from None
+    return _checked(value, limits), None
 
 
 def _unpickle(path: Path) -> object:
@@ -69,7 +54,7 @@ def _unpickle(path: Path) -> object:
         what = f" ({found[1][:200]})" if found else ""
         raise ModelRejected(
             "pickle_refused",
-            f"The file holds Python objects{what} beside tensors, which are never loaded. " + _HOW_TO_SAVE,
+            f"The file holds Python objects{what} beside tensors, which are never loaded. " + HOW_TO_SAVE,
         ) from None
     except Exception as error:  # noqa: BLE001 - libraries raise what they like
         # A damaged archive makes torch raise whatever it stumbles over.
@@ -91,7 +76,7 @@ def _metadata(value: object) -> Metadata | None:
 
 def _checked(value: object, limits: Limits) -> dict[str, torch.Tensor]:
     if not isinstance(value, dict):
-        raise ModelRejected("not_a_state_dict", f"The file holds a {type(value).__name__}. {_HOW_TO_SAVE}")
+        raise ModelRejected("not_a_state_dict", f"The file holds a {type(value).__name__}. {HOW_TO_SAVE}")
     if not value:
         raise ModelRejected("not_a_state_dict", "The file holds no tensors.")
     if len(value) > limits.max_initializers:
@@ -102,7 +87,7 @@ def _checked(value: object, limits: Limits) -> dict[str, torch.Tensor]:
         raise ModelRejected(
             "not_a_state_dict",
             f"Under '{others[0]}' the file holds a {kind} where a state_dict has tensors "
-            f"({len(others)} of {len(value)} entries are none). {_HOW_TO_SAVE}",
+            f"({len(others)} of {len(value)} entries are none). {HOW_TO_SAVE}",
         )
     for key, tensor in value.items():
         _check_tensor(key, tensor)
@@ -122,20 +107,3 @@ def _check_tensor(key: object, tensor: torch.Tensor) -> None:
         raise ModelRejected("not_a_state_dict", f"'{key}' holds {tensor.dtype}, which no layer here computes with.")
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ModelRejected("non_finite_weights", f"'{key}' holds NaN or infinity.")
-
-
-def _no_weights(path: Path, limits: Limits) -> ModelRejected:
-    from compression.graph.wire import CutShort, NotWireFormat, outline  # noqa: PLC0415 - for this message alone
-
-    try:
-        is_onnx = path.stat().st_size <= limits.max_bytes and outline(path.read_bytes(), stop_at=1).has_graph
-    except (NotWireFormat, CutShort):
-        is_onnx = False
-    if is_onnx:
-        return ModelRejected(
-            "architecture_with_onnx",
-            "The file is an ONNX model, which says itself what it is: leave 'architecture' out.",
-        )
-    return ModelRejected(
-        "not_a_state_dict", "The bytes are neither safetensors nor a file of torch.save. " + _HOW_TO_SAVE
-    )
