@@ -43,10 +43,10 @@ class Checkpoints:
             return None
         try:
             tensors = load_file(folder / _FILE)
-            state: dict[str, Any] = _joined(json.loads((folder / _STATE).read_bytes()), tensors)
-        except (OSError, ValueError, KeyError, SafetensorError):
+            state = _joined(json.loads((folder / _STATE).read_bytes()), tensors)
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError):
             return None  # a damaged checkpoint costs the time of training again, and no more
-        return state
+        return state if isinstance(state, dict) else None
 
     def save_when_due(self, state: Mapping[str, Any]) -> None:
         """Keep a state of tensors, numbers and strings in dicts and lists, unless the last one is recent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,8 @@ def train(module: nn.Module, lesson: Lesson, spec: Training, context: Context, s
         seed: Same seed, data, spec and machine give the same values.
 
     Raises:
-        StepFailed: `loss_not_finite` when the loss is NaN or infinite before any epoch could be kept.
+        StepFailed: `loss_not_finite` when the loss is NaN or infinite before any epoch could be kept,
+            `nothing_to_train`, or `batch_too_small` for batch norms.
         DataRejected: `dataset_too_small`, `labels_missing` or `labels_invalid`.
         Cancelled: between two steps.
     """
@@ -121,15 +123,17 @@ class _Run:
     def __init__(self, module: nn.Module, lesson: Lesson, spec: Training, context: Context, seed: int) -> None:
         self._module, self._lesson, self._spec, self._context = module, lesson, spec, context
         self._seed = seed
-        self._split = Split.of(len(lesson.samples), spec.validation_share, np.random.default_rng(seed))
+        self._split = Split.of(
+            len(lesson.samples), spec.validation_share, np.random.default_rng(seed), lesson.fixed_batch or 1
+        )
         self._batch_size = lesson.fixed_batch or min(spec.batch_size, len(self._split.training))
         self._steps_per_epoch = len(self._split.training) // self._batch_size
-        if self._steps_per_epoch == 0:
-            raise _too_few(len(self._split.training), self._batch_size)
         self._total = spec.epochs * self._steps_per_epoch
         self._trained = [
             parameter for parameter in (*module.parameters(), *lesson.objective.parameters()) if parameter.requires_grad
         ]
+        if not self._trained:
+            raise StepFailed("nothing_to_train", "The model has no values that training could change.")
         self._optimizer = optimizer(self._trained, spec)
         self._scaler, self._autocast = _precision(context.device, wanted=spec.mixed_precision)
         self._checkpoints = Checkpoints(context, lesson.key)
@@ -161,8 +165,7 @@ class _Run:
                 stopped = "patience"
                 break
             self._checkpoints.save_when_due(self._state(epoch + 1))
-        if self._best_values is not None:
-            self._module.load_state_dict(self._best_values)
+        self._take_best()
         self._module.eval()
         if spec.reestimate_batch_norm:
             self._reestimate()
@@ -194,6 +197,12 @@ class _Run:
             total += loss
             step += 1
             self._report(step, epoch)
+        if not all(bool(parameter.isfinite().all()) for parameter in self._trained):
+            msg = f"A weight became NaN or infinite in the last step of epoch {epoch + 1}."
+            raise _NotFinite(msg)
+        if step == self._total:
+            for constraint in lesson.constraints:
+                constraint.before_step(1.0)
         score = self._validate()
         mean = total.item() / self._steps_per_epoch
         self._epochs.append(
@@ -213,8 +222,12 @@ class _Run:
         constraints = self._lesson.constraints
         for constraint in constraints:
             constraint.before_step(progress)
-        with self._autocast():
+        with self._autocast(), _batch_norms_explained():
             loss = self._lesson.objective.loss(self._module, batch)
+        if not loss.requires_grad:
+            raise StepFailed(
+                "nothing_to_train", "No value that training may change has a share in what the loss looks at."
+            )
         penalties = [term for constraint in constraints if (term := constraint.penalty()) is not None]
         whole = torch.stack([loss.float(), *penalties]).sum() if penalties else loss
         self._optimizer.zero_grad(set_to_none=True)
@@ -264,6 +277,20 @@ class _Run:
             self._kept_epoch = epoch
             self._best_values = {name: value.detach().clone() for name, value in self._module.state_dict().items()}
 
+    def _take_best(self) -> None:
+        """Give the module the values of the best epoch, or leave it those of the last where no epoch counted."""
+        if self._best_values is not None:
+            self._module.load_state_dict(self._best_values)
+        elif self._epochs:
+            last = self._epochs[-1]
+            if last.validation_loss is not None and not math.isfinite(last.validation_loss):
+                raise StepFailed(
+                    "loss_not_finite",
+                    f"The validation loss is {last.validation_loss} after epoch {last.epoch}, the last one. "
+                    "Lower training.learning_rate.",
+                )
+            self._kept_epoch = last.epoch
+
     def _out_of_patience(self) -> bool:
         patience = self._spec.patience
         done = self._epochs[-1].epoch
@@ -272,11 +299,14 @@ class _Run:
     def _reestimate(self) -> None:
         rng = np.random.default_rng([self._seed, self._spec.epochs])
         drawn = shuffled(self._split.training, self._batch_size, rng)
-        batches = (
-            self._lesson.samples.batch(indices, self._context.device).inputs
-            for indices, _ in zip(drawn, range(_REESTIMATION_BATCHES), strict=False)
-        )
-        reestimate_batch_norms(self._module, batches)
+
+        def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+            for indices in itertools.islice(drawn, _REESTIMATION_BATCHES):
+                self._context.check_cancelled()
+                yield self._lesson.samples.batch(indices, self._context.device).inputs
+
+        with _batch_norms_explained():
+            reestimate_batch_norms(self._module, batches())
 
     def _report(self, step: int, epoch: int) -> None:
         now = time.monotonic()
@@ -326,11 +356,18 @@ class _Run:
         return int(state["epochs_done"])
 
 
-def _too_few(samples: int, batch: int) -> StepFailed:
-    return StepFailed(
-        "dataset_too_small",
-        f"The model takes {batch} samples at a time, and the training dataset leaves {samples} to train on.",
-    )
+@contextlib.contextmanager
+def _batch_norms_explained() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise StepFailed(
+            "batch_too_small",
+            "A batch norm cannot train on one value per channel: give a training.batch_size and samples for at least "
+            "2, and a model whose batch axis is open.",
+        ) from None
 
 
 def _precision(device: str, *, wanted: bool) -> tuple[torch.amp.GradScaler, Any]:

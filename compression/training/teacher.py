@@ -51,9 +51,9 @@ class Teacher:
         for indices in in_order(everything, size):
             context.check_cancelled()
             outputs = self.outputs(samples.batch(indices, context.device))
-            found.append(tuple(output.cpu() for output in outputs))
-            if sum(output.nbytes for output in found[0]) * len(samples) // len(indices) > _MAX_KEPT_BYTES:
+            if not found and sum(output.nbytes for output in outputs) * len(samples) // len(indices) > _MAX_KEPT_BYTES:
                 return
+            found.append(tuple(output.cpu() for output in outputs))
         columns: Iterator[tuple[torch.Tensor, ...]] = zip(*found, strict=True)
         self._kept = tuple(torch.cat(column) for column in columns)
 

@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import fx, nn
 
+from compression.errors import StepFailed
 from compression.graph.operators.bindings import Binding, Layout
 from compression.graph.to_torch import to_torch
 from compression.graph.weights import Weight, find_weights, select
@@ -92,17 +93,22 @@ class Trainee:
         """
         found = [weight for weight in find_weights(self._model) if embeddings or not weight.is_embedding]
         bindings = cast("tuple[Binding, ...]", self.module.bindings)
-        bound = {binding.initializer: binding for binding in bindings if binding.use is None}
+        # `find_weights` knows those of the main graph, which has no scope.
+        bound = {binding.initializer: binding for binding in bindings if binding.use is None and not binding.scope}
         parameters = dict(self.module.named_parameters())
-        return [
+        chosen = select(found, include, exclude)
+        trainable = [
             TrainableWeight(
                 weight,
                 tuple(parameters[target] for target in bound[weight.name].targets),
                 bound[weight.name].layout,
             )
-            for weight in select(found, include, exclude)
+            for weight in chosen
             if weight.name in bound
         ]
+        if not trainable:
+            raise StepFailed("no_weights", f"None of the selected weights can be trained, such as '{chosen[0].name}'.")
+        return trainable
 
     def written_back(self) -> onnx.ModelProto:
         """The model with the module's values; the one that came in is not changed."""
@@ -117,6 +123,8 @@ class Trainee:
 def reestimate_batch_norms(module: nn.Module, batches: Iterable[Sequence[torch.Tensor]]) -> None:
     """Replace running statistics by the plain mean over some batches, with all parameters as they are.
 
+    The rest of the module works as in inference: noise of dropout would widen the variances.
+
     Args:
         module: Its batch norms are those of `torch.nn`.
         batches: Inputs of the module.
@@ -124,10 +132,11 @@ def reestimate_batch_norms(module: nn.Module, batches: Iterable[Sequence[torch.T
     norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
     momenta = [layer.momentum for layer in norms]
     was_training = module.training
+    module.eval()
     for layer in norms:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative average
-    module.train()
+        layer.train()
     for inputs in batches:
         module(*inputs)
     for layer, momentum in zip(norms, momenta, strict=True):
