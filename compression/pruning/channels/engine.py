@@ -27,7 +27,7 @@ class Producer:
     Attributes:
         weight: Name of the initializer.
         axis: Axis of the initializer.
-        labels: Identities along it.
+        labels: Identities of its channels: those along the axis, or for recurrent layers those of one gate.
         node: Name of the layer.
     """
 
@@ -185,9 +185,9 @@ class Engine:
         """An axis of a stored weight meets these channels."""
         self.ids.union(self.weight_axis(weight, axis), labels)
 
-    def produce(self, node: onnx.NodeProto, weight: str, axis: int) -> Labels:
-        """The channels that a layer makes, one for each entry along an axis of its weight."""
-        labels = self.weight_axis(weight, axis)
+    def produce(self, node: onnx.NodeProto, weight: str, axis: int, labels: Labels | None = None) -> Labels:
+        """The channels that a layer makes, one for each entry along an axis of its weight, or as given."""
+        labels = self.weight_axis(weight, axis) if labels is None else labels
         if len(labels) == 1:
             self.ids.freeze(labels)
         self.producers.append(Producer(weight, axis, labels, walk.display_name(node)))

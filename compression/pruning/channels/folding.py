@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,17 @@ _SMALL = 2048
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
+
+
+# Arithmetic on lengths, of which large graphs hold thousands of nodes; the rest goes to the reference implementation.
+_QUICK: dict[str, Callable[..., Array]] = {
+    "Add": lambda left, right: np.asarray(left + right),
+    "Sub": lambda left, right: np.asarray(left - right),
+    "Mul": lambda left, right: np.asarray(left * right),
+    "Concat": lambda *parts: np.concatenate(parts),
+    "Gather": lambda data, places: np.asarray(data[places]),
+    "Unsqueeze": lambda data, axes: np.expand_dims(data, tuple(axes.tolist())),
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,9 @@ class Folding:
     def put(self, tensor: onnx.TensorProto) -> None:
         """Take in a stored tensor."""
         self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL and tensor.data_type != TensorProto.STRING:
-            self.values[tensor.name] = numpy_helper.to_array(tensor)
+        value = _small_tensor(tensor)
+        if value is not None:
+            self.values[tensor.name] = value
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Lengths of the axes of a value, None where they are not known."""
@@ -128,23 +140,33 @@ class Folding:
             return None
         if node.op_type == "Shape":
             return self._shape_value(node)
-        names = [name for name in node.input if name]
-        if not all(name in self.values for name in names) or any(one.HasField("g") for one in node.attribute):
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            return _small_tensor(node.attribute[0].t)
+        operands = {name: self.values[name] for name in node.input if name in self.values}
+        if any(name and name not in operands for name in node.input) or any(
+            one.HasField("g") for one in node.attribute
+        ):
             return None
+        quick = _QUICK.get(node.op_type)
+        if quick is not None and all(one.dtype == np.int64 and one.ndim < 2 for one in operands.values()):
+            return quick(*(operands[name] for name in node.input))
         kind = self._infer(node).get(node.output[0])
         if kind is not None and kind.tensor_type.HasField("shape"):
             lengths = [axis.dim_value for axis in kind.tensor_type.shape.dim]
             if np.prod(lengths, dtype=np.int64) > _SMALL:
                 return None
+        return self._evaluated(node, operands)
+
+    def _evaluated(self, node: onnx.NodeProto, operands: Mapping[str, Array]) -> Array | None:
         body = helper.make_graph(
             [node],
             "fold",
-            [helper.make_value_info(name, self._types[name]) for name in dict.fromkeys(names)],
+            [helper.make_value_info(name, self._types[name]) for name in operands],
             [helper.make_value_info(node.output[0], onnx.TypeProto())],
         )
         alone = helper.make_model(body, opset_imports=[helper.make_opsetid("", self.opset)])
         try:
-            (value,) = ReferenceEvaluator(alone).run(None, {name: self.values[name] for name in names})
+            (value,) = ReferenceEvaluator(alone).run(None, dict(operands))
         except Exception:  # noqa: BLE001 - the reference implementation raises whatever NumPy does
             return None
         array = np.asarray(value)
@@ -156,6 +178,12 @@ class Folding:
             return None
         attributes = {one.name: one.i for one in node.attribute}
         return np.array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], np.int64)
+
+
+def _small_tensor(tensor: onnx.TensorProto) -> Array | None:
+    if np.prod(tensor.dims, dtype=np.int64) > _SMALL or tensor.data_type == TensorProto.STRING:
+        return None
+    return np.asarray(numpy_helper.to_array(tensor))
 
 
 def settled_values(model: onnx.ModelProto, known: Folding) -> frozenset[str]:

@@ -41,8 +41,10 @@ class Plan:
         lines: Every different row of units that lies along an axis of some tensor; each has to keep one.
         along: For each value that has channels, its axis and the index of its line.
         weights: For each stored tensor, its axes with the index of their lines.
+        size: More than the number of any unit.
     """
 
+    size: int
     groups: list[Group] = field(default_factory=list)
     lines: list[Labels] = field(default_factory=list)
     along: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -59,7 +61,9 @@ class Plan:
 
     def kept(self, removed: npt.NDArray[np.int64]) -> list[Mask]:
         """For each line, which of its entries are left."""
-        return [~np.isin(line, removed) for line in self.lines]
+        gone = np.zeros(self.size, np.bool_)
+        gone[removed] = True
+        return [~gone[line] for line in self.lines]
 
 
 def plan(engine: Engine, chosen: Mapping[str, bool]) -> Plan:
@@ -81,13 +85,14 @@ def plan(engine: Engine, chosen: Mapping[str, bool]) -> Plan:
     open_units = [ids.find(p.labels) for p in engine.producers if chosen.get(p.weight)]
     made = np.unique(np.concatenate(open_units)) if open_units else np.zeros(0, np.int64)
     made = made[made != FROZEN]
-    result = Plan()
+    is_made = ids.among(made)
+    result = Plan(len(is_made))
     result.groups = _groups(engine, made)
     for name, found in engine.labelled():
-        _note(result, engine, name, np.where(np.isin(found, made), found, FROZEN))
+        _note(result, engine, name, np.where(is_made[found], found, FROZEN))
     for (weight, axis), row in engine.axes.items():
         found = ids.find(row)
-        found = np.where(np.isin(found, made), found, FROZEN)
+        found = np.where(is_made[found], found, FROZEN)
         if found.any():
             result.weights.setdefault(weight, {})[axis] = result.line(found)
     return result

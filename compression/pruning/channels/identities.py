@@ -69,6 +69,12 @@ class Identities:
         """Let everything that belongs to these identities stay."""
         self.union(ids, np.zeros((), np.int64))
 
+    def among(self, chosen: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """For every identity, by its number, whether it is one of those chosen."""
+        table = np.zeros(self._count, np.bool_)
+        table[chosen] = True
+        return table
+
     def everything(self) -> Labels:
         """The representative of every identity there is."""
         return self.find(np.arange(self._count))

@@ -44,7 +44,7 @@ class Patcher:
     def constant(self, like: str, value: Array) -> str:
         """A new stored tensor, named after what it stands for."""
         name = self._name(like)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         self.new_constants.append(tensor)
         self._folding.put(tensor)
         return name

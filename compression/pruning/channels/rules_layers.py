@@ -163,7 +163,8 @@ def recurrent(gates: int) -> Rule:
         engine.join_axis(weight, 2, engine.vector(data, 2))
         # Both directions lose the same units, since they share one axis.
         units = engine.weight_axis(recurrence, 2)
-        engine.ids.union(engine.produce(node, weight, 1), np.tile(units, gates))
+        engine.produce(node, weight, 1, units)
+        engine.join_axis(weight, 1, np.tile(units, gates))
         engine.join_axis(recurrence, 1, np.tile(units, gates))
         vectors = [(bias, 2 * gates, 2), (peepholes, 3, 2), (hidden_state, 1, 3), (cell_state, 1, 3)]
         for name, count, rank in vectors:

@@ -35,7 +35,9 @@ class Ranking:
         protected: set[int] = set()
         while True:
             removed = self._remove(amount, protected)
-            empty = [line for line in self.plan.lines if np.isin(line, removed).all()]
+            empty = [
+                line for line, kept in zip(self.plan.lines, self.plan.kept(removed), strict=True) if not kept.any()
+            ]
             if not empty:
                 return removed
             rank = {
