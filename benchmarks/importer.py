@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -277,17 +279,36 @@ def _short(error: BaseException) -> str:
 
 def _row(family: str, name: str, exporter: str) -> dict[str, Any]:
     """The row, from a process of its own: a crash is a row, and no model sees another's memory."""
-    command = [sys.executable, __file__, "--row", family, name, exporter]
+    context = multiprocessing.get_context("fork")  # the libraries take longer to import than many a model to check
+    receiver, sender = context.Pipe(duplex=False)
+
+    def check() -> None:
+        silent = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(silent, descriptor)  # exporters print whole graphs, below Python
+        sender.send(_check(family, name, exporter))
+
+    process = context.Process(target=check)
+    process.start()
+    sender.close()
+    row = {"family": family, "model": name, "exporter": exporter, "stage": "process"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_MODEL, check=False)
-    except subprocess.TimeoutExpired:
-        failure = f"export: more than {SECONDS_PER_MODEL} s"
-        return {"family": family, "model": name, "exporter": exporter, "failure": failure, "stage": "export"}
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        failure = f"exit {done.returncode}: {done.stderr[-200:]}"
-        return {"family": family, "model": name, "exporter": exporter, "failure": failure, "stage": "process"}
-    return json.loads(lines[-1])
+        return receiver.recv() if receiver.poll(SECONDS_PER_MODEL) else row | {"failure": "out of time"}
+    except EOFError:
+        return row | {"failure": "crashed"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _preload(families: Iterable[str]) -> None:
+    """Import what rows need, once."""
+    import torch.onnx._internal.exporter._compat  # noqa: F401
+    import torchvision  # noqa: F401
+
+    for family in families:
+        if family in ("timm", "transformers"):
+            importlib.import_module(family)
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -328,25 +349,24 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--exporter", choices=["legacy", "dynamo"])
     parser.add_argument("--json", type=Path, help="also write the rows here")
-    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.row:
-        print(json.dumps(_check(*options.row)))
-        return
     families: dict[str, Any] = {"torchvision": TORCHVISION, "timm": TIMM, "transformers": TRANSFORMERS}
+    # Each model once, then each the other way, so that a run that is cut short has seen them all.
     wanted = [
-        (family, name, exporter)
+        (family, name, ("legacy", "dynamo")[(place + turn) % 2])
+        for turn in range(2)
         for family, names in families.items()
-        for name in names
-        for exporter in ("legacy", "dynamo")
-        if options.only in (None, family) and options.model in (None, name) and options.exporter in (None, exporter)
+        for place, name in enumerate(names)
+        if options.only in (None, family) and options.model in (None, name)
     ]
+    wanted = [item for item in wanted if options.exporter in (None, item[2])]
     print(
         f"torch {torch.__version__}, onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}, "
         f"{os.cpu_count()} cores"
     )
     print("\n| model | exporter | opset | error | gradients | round trip | import s | result |")
     print("|---|---|---|---|---|---|---|---|")
+    _preload({family for family, _, _ in wanted})
     rows = []
     for item in wanted:
         rows.append(_row(*item))

@@ -14,6 +14,7 @@ from compression.graph import walk
 from compression.graph.operators import find
 from compression.graph.operators.bindings import Use
 from compression.graph.operators.builder import GraphBuilder, ImportState, Problem
+from compression.graph.operators.constants import constants
 from compression.graph.operators.scopes import Scope, count_uses, first_output, scopes
 from compression.graph.operators.weight_store import WeightStore
 
@@ -70,7 +71,7 @@ def to_torch(model: onnx.ModelProto, *, device: str | torch.device = "cpu") -> f
     places = _places(model)
     model = _expanded(model, opsets)
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
-    state = ImportState(opsets, _inferred_types(model), WeightStore(count_uses(model), places))
+    state = ImportState(opsets, _inferred_types(model), WeightStore(count_uses(model), places), constants(model))
     module = GraphBuilder(model.graph, state).build()
     if state.problems:
         raise UnsupportedOperator(state.problems)

@@ -42,12 +42,14 @@ class ImportState:
         opsets: Version by domain; the standard domain is the empty string.
         types: Inferred tensor types by scope and value name.
         weights: The module's parameters.
+        constants: Initializers of the main graph that are no weights, see `compression.graph.operators.constants`.
         problems: Nodes that could not be imported, so far.
     """
 
     opsets: Mapping[str, int]
     types: Mapping[tuple[Scope, str], onnx.TypeProto.Tensor]
     weights: WeightStore
+    constants: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -158,7 +160,7 @@ class GraphBuilder:
         holder = self._stored(name)
         if holder is not None:
             tensor = self._load(*holder)
-            if is_learnable(tensor):
+            if self._is_learnable(*holder):
                 return self.emitter.parameter(StoredWeight(name, holder[1], holder[0].scope, tensor))
             value: Value = tensor
         elif self.parent is None:
@@ -191,9 +193,14 @@ class GraphBuilder:
         holder = self._stored(name)
         if holder is None:
             return None
-        tensor = self._load(*holder)
+        if not self._is_learnable(*holder):
+            return None
         use = Use(first_output(node), position, self.scope)
-        return StoredWeight(name, holder[1], holder[0].scope, tensor, use) if is_learnable(tensor) else None
+        return StoredWeight(name, holder[1], holder[0].scope, self._load(*holder), use)
+
+    def _is_learnable(self, holder: GraphBuilder, name: str) -> bool:
+        fixed = holder.scope == () and name in self._state.constants
+        return not fixed and is_learnable(self._load(holder, name))
 
     def _load(self, holder: GraphBuilder, name: str) -> torch.Tensor:
         try:
