@@ -12,7 +12,7 @@ import torch
 
 from compression.context import Context
 from compression.data.feed import ModelFeed
-from compression.graph.weights import Array, Weight
+from compression.graph.weights import Array, Weight, find_weights, select
 from compression.pruning.activations import input_norms, with_norms
 from compression.pruning.masks import masks
 from compression.pruning.spec import Prune
@@ -42,7 +42,8 @@ def prune_in_training(
         The pruned and trained model, its sparsity per weight, and how training went.
 
     Raises:
-        StepFailed: `unknown_name`, `no_weights`, `non_finite_weights`, `operator_not_importable`, `loss_not_finite`.
+        StepFailed: `unknown_name`, `no_weights`, `operator_not_importable`, `unsupported_by_runtime` (criterion
+            `wanda`), or what `compression.training.loop.train` raises.
         DataRejected: the dataset does not serve this training.
     """
     if spec.training is None:
@@ -55,12 +56,16 @@ def prune_in_training(
     masking = Masking(weights, spec, norms)
     report = train_with(trainee, spec.training, context, material, weights=weights, constraints=[masking])
     pruned = trainee.written_back()
-    details = sparsity_report(model, pruned, [weight.weight for weight in weights], masking.skipped)
-    return pruned, details | {"training": report.details()}
+    chosen = select([weight for weight in find_weights(model) if not weight.is_embedding], spec.include, spec.exclude)
+    constant = {weight.name for weight in chosen} - {weight.weight.name for weight in weights}
+    skipped = dict.fromkeys(constant, "training takes it for a constant") | masking.skipped
+    return pruned, sparsity_report(model, pruned, chosen, skipped) | {"training": report.details()}
 
 
 class Masking(NoConstraint):
     """Keeps the weights that are pruned so far at zero, and prunes more as the schedule says.
+
+    Weights that are zero at the start count as pruned.
 
     Args:
         weights: What is pruned.
@@ -76,7 +81,10 @@ class Masking(NoConstraint):
         self._spec = spec
         self._norms = norms
         self._share = 0.0
-        self._masks: dict[str, tuple[torch.Tensor, ...]] = {}
+        # Per weight, and laid out like its parameters: True where it is pruned.
+        self._gone = {
+            weight.weight.name: tuple(parameter.detach() == 0 for parameter in weight.parameters) for weight in weights
+        }
         self._scores: dict[str, torch.Tensor] = {}
         self.skipped: dict[str, str] = {}
 
@@ -107,50 +115,45 @@ class Masking(NoConstraint):
 
     @torch.no_grad()
     def after_step(self) -> None:
+        # Not a product: that makes negative zeros, whose signs are noise that no compressor takes out of the file.
         for weight in self._weights:
-            for parameter, kept in zip(weight.parameters, self._masks.get(weight.weight.name, ()), strict=False):
-                parameter.mul_(kept)
+            for parameter, gone in zip(weight.parameters, self._gone[weight.weight.name], strict=True):
+                parameter.masked_fill_(gone, 0.0)
 
     def state(self) -> Mapping[str, Any]:
-        return {"share": self._share, "masks": self._masks, "scores": self._scores, "skipped": self.skipped}
+        return {"share": self._share, "gone": self._gone, "scores": self._scores, "skipped": self.skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._share, self._scores, self.skipped = state["share"], state["scores"], state["skipped"]
-        self._masks = {name: tuple(parts) for name, parts in state["masks"].items()}
         for weight in self._weights:
-            device = weight.parameters[0].device
-            name = weight.weight.name
-            self._masks[name] = tuple(part.to(device) for part in self._masks.get(name, ()))
+            parts = zip(weight.parameters, state["gone"][weight.weight.name], strict=True)
+            self._gone[weight.weight.name] = tuple(gone.to(parameter.device) for parameter, gone in parts)
 
     def _renew(self) -> None:
         found, self.skipped = masks(self._saliencies(), self._spec, self._share)
         for weight in self._weights:
             mask = found.get(weight.weight.name)
             if mask is not None:
-                kept = torch.from_numpy(np.ascontiguousarray(~mask)).to(weight.parameters[0].dtype)
-                self._masks[weight.weight.name] = weight.split(kept)
+                new = weight.split(torch.from_numpy(np.ascontiguousarray(mask)))
+                old = self._gone[weight.weight.name]
+                self._gone[weight.weight.name] = tuple(one | other for one, other in zip(old, new, strict=True))
         self.after_step()
 
     def _saliencies(self) -> Iterator[tuple[Weight, Array]]:
-        if self._spec.criterion in ("magnitude", "wanda"):
-            values = ((weight.weight, weight.values().float().numpy()) for weight in self._weights)
-            return with_norms(values, self._norms)
-        return self._measured()
+        """What weights are ranked by; those that are gone have 0, the others more."""
+        plain = ((weight.weight, weight.values().float().numpy()) for weight in self._weights)
+        measured = self._spec.criterion in ("taylor", "movement")
+        found = self._measured() if measured else with_norms(plain, self._norms)
+        for weight, (known, saliency) in zip(self._weights, found, strict=True):
+            gone = weight.layout.join(self._gone[known.name]).cpu().numpy()
+            yield known, np.where(gone, np.float32(0), np.maximum(np.abs(saliency), np.finfo(np.float32).tiny))
 
     def _measured(self) -> Iterator[tuple[Weight, Array]]:
-        """Scores that training has measured, above those of what is gone already."""
+        """Scores that training has measured, moved to where the lowest of all is 0: masks rank by absolute value."""
         lowest = min((float(score.min()) for score in self._scores.values()), default=0.0)
         for weight in self._weights:
-            name = weight.weight.name
-            score = self._scores.get(name)
-            if score is None:
-                score = weight.values().abs()
-            # Ranking is by absolute value: shift the scores to where that is their own order.
-            saliency = (score - lowest + 1e-12).float()
-            gone = self._masks.get(name)
-            if gone is not None:
-                saliency = saliency * weight.layout.join([part.cpu() for part in gone])
-            yield weight.weight, saliency.numpy()
+            score = self._scores.get(weight.weight.name)
+            yield weight.weight, (weight.values().abs() if score is None else score - lowest).float().numpy()
 
 
 def share_due(spec: Prune, progress: float) -> float:

@@ -29,15 +29,17 @@ def masks(
     found: dict[str, Mask] = {}
     skipped: dict[str, str] = {}
     ranked: list[tuple[Weight, Array]] = []
+    weights: list[Weight] = []
     for weight, saliency in saliencies:
         on_weight(weight)
+        weights.append(weight)
         reason = _misfit(weight, spec)
         if reason is not None:
             skipped[weight.name] = reason
             continue
         if spec.block is not None:
-            axes = weight.output_axis, weight.input_axis or 0
-            saliency = selection.block_means(saliency, spec.block, *axes)  # noqa: PLW2901 - blocks rank as wholes
+            # Blocks are ranked as wholes: all have the same size.
+            saliency = selection.block_means(saliency, spec.block, *_axes(weight))  # noqa: PLW2901
         if spec.amount is not None and spec.scope == "global":
             ranked.append((weight, saliency))
         else:
@@ -45,7 +47,14 @@ def masks(
     if ranked and spec.amount is not None:
         chosen = selection.smallest([saliency for _, saliency in ranked], spec.amount * share)
         found |= {weight.name: mask for (weight, _), mask in zip(ranked, chosen, strict=True)}
+    if spec.block is not None:
+        for weight in (weight for weight in weights if weight.name in found):
+            found[weight.name] = selection.of_blocks(found[weight.name], spec.block, *_axes(weight))
     return found, skipped
+
+
+def _axes(weight: Weight) -> tuple[int, int]:
+    return weight.output_axis, weight.input_axis or 0
 
 
 def _mask(weight: Weight, saliency: Array, spec: Prune, share: float) -> Mask:

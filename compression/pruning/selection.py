@@ -62,7 +62,7 @@ def smallest_of_each_output(weight: Array, amount: float, axis: int) -> Mask:
 
 
 def block_means(weight: Array, block: tuple[int, int], output_axis: int, input_axis: int) -> Array:
-    """Each absolute value replaced by the mean of its block, so that blocks rank as wholes.
+    """The mean absolute value of each block; the two axes become as many times shorter as a block has entries.
 
     Args:
         weight: Its lengths along the two axes are multiples of the block's sides.
@@ -71,13 +71,21 @@ def block_means(weight: Array, block: tuple[int, int], output_axis: int, input_a
         input_axis: Axis of the inputs.
 
     >>> block_means(np.array([[1.0, -3.0], [5.0, 7.0]]), (1, 2), 0, 1).tolist()
-    [[2.0, 2.0], [6.0, 6.0]]
+    [[2.0], [6.0]]
     """
     last = np.moveaxis(_magnitude(weight), (output_axis, input_axis), (-2, -1))
     *around, rows, columns = last.shape
     tiles = last.reshape(*around, rows // block[0], block[0], columns // block[1], block[1])
-    means = np.broadcast_to(tiles.mean((-3, -1), keepdims=True), tiles.shape).reshape(last.shape)
-    return np.moveaxis(means, (-2, -1), (output_axis, input_axis))
+    return np.moveaxis(tiles.mean((-3, -1)), (-2, -1), (output_axis, input_axis))
+
+
+def of_blocks(mask: Mask, block: tuple[int, int], output_axis: int, input_axis: int) -> Mask:
+    """A mask of blocks, as `block_means` has them, spread over the elements of each.
+
+    >>> of_blocks(np.array([[True], [False]]), (1, 2), 0, 1).tolist()
+    [[True, True], [False, False]]
+    """
+    return np.repeat(np.repeat(mask, block[0], output_axis), block[1], input_axis)
 
 
 def below(weight: Array, threshold: float) -> Mask:
