@@ -25,7 +25,7 @@ CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port"
 FROM base AS worker
 ARG PIP_INDEX_URL=""
 COPY workers workers
-RUN pip install --no-cache-dir ${PIP_INDEX_URL:+--index-url "$PIP_INDEX_URL"} -c constraints.txt '.[worker,postgres]'
+RUN pip install --no-cache-dir ${PIP_INDEX_URL:+--index-url "$PIP_INDEX_URL"} -c constraints.txt '.[train,postgres]'
 USER 10001
 VOLUME /var/lib/levity
 ENTRYPOINT ["python", "-m", "workers"]

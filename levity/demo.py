@@ -21,7 +21,7 @@ _PIPELINE = (
         "amount": 0.9,
         "scope": "global",
         "schedule": "gradual",
-        "training": {"epochs": 15, "teacher": "original"},
+        "training": {"epochs": 20, "batch_size": 32, "learning_rate": 0.003, "teacher": "original"},
     },
     {"type": "quantize", "mode": "static"},
 )
