@@ -1,4 +1,4 @@
-"""The library's own command line: `python -m compression run | inspect | steps`."""
+"""The library's own command line: `python -m compression run | inspect | convert | steps`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from compression.context import Context
 from compression.data_spec import ImagePreprocessing
 from compression.errors import CompressionError
+from compression.graph.architectures.spec import ModelSource
 from compression.spec import PipelineSpec, Step
 
 
@@ -55,6 +56,15 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="print what a model is, as JSON")
     inspect.add_argument("model", type=Path)
     inspect.set_defaults(command=_inspect)
+    convert = commands.add_parser("convert", help="make an ONNX file of a state_dict and its architecture")
+    convert.add_argument(
+        "weights", type=Path, help="safetensors, or a .pt file of torch.save; load none that you mistrust"
+    )
+    convert.add_argument(
+        "--source", type=Path, required=True, help="JSON file: architecture (name and arguments, or layers) and input"
+    )
+    convert.add_argument("--out", type=Path, required=True, help="folder for model.onnx and what belongs beside it")
+    convert.set_defaults(command=_convert)
     steps = commands.add_parser("steps", help="print the JSON Schema of every step")
     steps.set_defaults(command=_steps)
     return parser
@@ -85,6 +95,13 @@ def _inspect(options: argparse.Namespace) -> None:
     from compression.graph.inspect import inspect_model  # noqa: PLC0415
 
     print(inspect_model(options.model).model_dump_json(indent=2))  # noqa: T201
+
+
+def _convert(options: argparse.Namespace) -> None:
+    source = ModelSource.model_validate_json(options.source.read_bytes())
+    from compression.graph.architectures.convert import convert  # noqa: PLC0415
+
+    print(convert(options.weights, source, options.out).summary.model_dump_json(indent=2))  # noqa: T201
 
 
 def _steps(_: argparse.Namespace) -> None:

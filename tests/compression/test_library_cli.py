@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
+from safetensors.numpy import save_file
 
 from tests.compression import models
 
@@ -40,6 +42,18 @@ def test_run(tmp_path, model):
     assert result["steps"][0]["details"]["sparsity"] == 0.5
     assert {path.name for path in out.iterdir()} == {artifact["name"] for artifact in result["artifacts"]}
     assert "100% reporting" in done.stderr
+
+
+def test_convert(tmp_path):
+    weights = {"fc.weight": np.ones((2, 3), np.float32), "fc.bias": np.zeros(2, np.float32)}
+    save_file(weights, tmp_path / "weights")
+    layer = {"type": "linear", "in_features": 3, "out_features": 2, "name": "fc"}
+    (tmp_path / "source.json").write_text(json.dumps({"architecture": {"layers": [layer]}}))
+    done = call("convert", tmp_path / "weights", "--source", tmp_path / "source.json", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"] == 8
+    stored = models.weights_of(onnx.load(tmp_path / "out" / "model.onnx"))
+    assert all((stored[name] == value).all() for name, value in weights.items())
 
 
 def test_inspect(model):
