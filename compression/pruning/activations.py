@@ -31,7 +31,7 @@ def input_norms(
         StepFailed: `unsupported_by_runtime`.
 
     Returns:
-        By weight name, (inputs,) along the weight's input axis; groups of a convolution are averaged.
+        By weight name, (inputs,), or (groups x inputs,) for a convolution in groups: the first group's inputs first.
     """
     readers = _activations(model, weights)
     probe = onnx.ModelProto()
@@ -49,8 +49,7 @@ def input_norms(
             rows = squares.reshape(-1, squares.shape[-1])
             sums[weight] = sums.get(weight, 0.0) + rows.sum(0)
             counts[weight] = counts.get(weight, 0) + len(rows)
-    lengths = {weight.name: weight.shape[weight.input_axis or 0] for weight in weights}
-    return {name: _of_inputs(total / counts[name], lengths[name]) for name, total in sums.items()}
+    return {name: np.sqrt(total / counts[name]) for name, total in sums.items()}
 
 
 def _values(path: Path, feed: ModelFeed, context: Context) -> Iterator[Mapping[str, Array]]:
@@ -73,15 +72,12 @@ def with_norms(values: Iterable[tuple[Weight, Array]], norms: Mapping[str, Array
         if norm is None or weight.input_axis is None:
             yield weight, value
             continue
-        shape = [1] * value.ndim
-        shape[weight.input_axis] = -1
-        yield weight, np.abs(value.astype(np.float32)) * norm.reshape(shape).astype(np.float32)
-
-
-def _of_inputs(mean_squares: Array, inputs: int) -> Array:
-    """Root mean squares along the weight's input axis, which holds one group of the activation's channels."""
-    root: Array = np.sqrt(mean_squares.reshape(-1, inputs).mean(0))
-    return root
+        # The outputs of a group are multiplied by the group's own inputs.
+        groups = norm.reshape(-1, weight.shape[weight.input_axis])
+        of_outputs = np.repeat(groups, weight.shape[weight.output_axis] // len(groups), 0)
+        last = np.moveaxis(np.abs(value.astype(np.float32)), (weight.output_axis, weight.input_axis), (-2, -1))
+        driven = last * of_outputs.astype(np.float32)
+        yield weight, np.moveaxis(driven, (-2, -1), (weight.output_axis, weight.input_axis))
 
 
 def _activations(model: onnx.ModelProto, weights: Sequence[Weight]) -> dict[str, tuple[str, int]]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import nn
 
 from compression.context import Context
+from compression.data import DataSource, open_dataset
+from compression.data.feed import ModelFeed
+from compression.graph.inspect import summarize
 from compression.training.dataset import TrainingSet
 from compression.training.loop import Lesson, train
 from compression.training.objectives import Supervised
 from compression.training.spec import Training
+from compression.training.step import TrainingMaterial
+from tests.compression import models
 
 
 class MemoryCache:
@@ -60,3 +66,24 @@ def taught(module, tmp_path, spec=None, *, seed=0, samples=None, context=None, *
     samples = samples or blobs()
     lesson = Lesson(samples, lesson.pop("objective", Supervised(spec, normalized=False)), **lesson)
     return train(module, lesson, spec, context or Context(workdir=tmp_path), seed)
+
+
+def material(folder, model, arrays, *, seed=0, key=None):
+    """Training data and the original, as a run gives them to a step."""
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "training.npz", **arrays)
+    feed = ModelFeed(open_dataset(DataSource(folder / "training.npz")), summarize(model, 0, 0), "training")
+    return TrainingMaterial(feed, lambda: model, seed, key)
+
+
+def flat_digits(count=240):
+    """The first of scikit-learn's digits as vectors, for `models.mlp`."""
+    pictures, labels = models.digits()
+    return {"x": pictures[:count].reshape(count, 64), "labels": labels[:count]}
+
+
+def accuracy(model, arrays):
+    """Share of right classes, by ONNX Runtime."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {session.get_inputs()[0].name: arrays["x"]})
+    return float((scores.argmax(1) == arrays["labels"]).mean())
