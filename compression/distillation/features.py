@@ -15,7 +15,8 @@ from compression.distillation.students.network import Student
 
 Tensors = tuple[torch.Tensor, ...]
 
-_MULTIPLYING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+# A table of vectors is a layer like any other: what comes out of it is no longer the input.
+_MULTIPLYING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 _CONVOLVING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 # What ends a stage: the activation before it is the last one with all its positions.
 _GATHERING = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten)
@@ -99,7 +100,7 @@ def _multiplies(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     return any(one.op == "get_attr" and _is_matrix(module, str(one.target)) for one in node.all_input_nodes) and (
-        "onnx" in node.meta and node.meta["onnx"].operator in ("MatMul", "Gemm", "Conv", "ConvTranspose")
+        "onnx" in node.meta and node.meta["onnx"].operator in ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
     )
 
 
@@ -224,6 +225,8 @@ def _described(
             continue
         if reading.layers_before == 0:
             continue  # nothing but the input in another form
+        if value.dim() > 2 and value.numel() == samples * max(value.shape[1:]):
+            continue  # a vector that has kept its axes
         # Dense layers have their channels last, whatever the rank; so has what is reshaped or averaged as a sequence.
         last = not reading.convolves and (reading.multiplies or value.dim() == 3)
         axis = value.dim() - 1 if last else 1

@@ -18,6 +18,8 @@ DYNAMIC = {"type": "quantize", "mode": "dynamic"}
 WEIGHT_ONLY = {"type": "quantize", "mode": "weight_only"}
 FLOAT16 = {"type": "quantize", "mode": "float16"}
 QAT = {"type": "quantize", "mode": "qat"}
+DISTILL = {"type": "distill", "student": {"name": "cnn"}}
+FINETUNE = {"type": "finetune"}
 
 
 @pytest.mark.parametrize(
@@ -37,13 +39,16 @@ QAT = {"type": "quantize", "mode": "qat"}
         [CLUSTER, DYNAMIC],
         [PRUNE, CLUSTER, FLOAT16],
         [PRUNE, PATTERN, CLUSTER, STATIC],
+        [DISTILL],
+        [DISTILL, PRUNE, CLUSTER, DYNAMIC],
+        [FINETUNE, DISTILL],
     ],
 )
 def test_legal_orders(steps):
     spec = PipelineSpec.model_validate({"steps": steps})
     assert [step.type for step in spec.steps] == [step["type"] for step in steps]
     assert ("calibration" in spec.data_needed) == (STATIC in steps)
-    assert ("training" in spec.data_needed) == (QAT in steps)
+    assert ("training" in spec.data_needed) == any(step in steps for step in (QAT, DISTILL, FINETUNE))
     assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -51,6 +56,9 @@ def test_legal_orders(steps):
     ("steps", "message"),
     [
         ([CLUSTER, PRUNE], "step 1: 'prune' would undo 'cluster'"),
+        ([PRUNE, DISTILL], "step 1: 'distill' would undo 'prune'"),
+        ([DYNAMIC, DISTILL], "step 1: 'distill' would undo 'quantize'"),
+        ([DISTILL, PRUNE, DISTILL], "step 2: 'distill' can be applied once"),
         ([STATIC, PRUNE], "step 1: 'prune' would undo 'quantize'"),
         ([DYNAMIC, CLUSTER], "step 1: 'cluster' would undo 'quantize'"),
         ([PRUNE, CLUSTER, PRUNE], "step 2: 'prune' would undo 'cluster'"),
