@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import torch
-from torch import nn
 
 from compression.clustering.spec import Cluster
 from compression.clustering.step import cluster
@@ -49,68 +48,74 @@ class SharedValues(NoConstraint):
     """
 
     def __init__(self, weights: Sequence[TrainableWeight], *, by_channel: bool, keep_zeros: bool) -> None:
-        self._groups = [
-            _Group(parameter, index)
-            for weight in weights
-            for parameter, index in zip(weight.parameters, _clusters(weight, by_channel=by_channel), strict=True)
-        ]
-        self._zero = [group.values().abs().lt(1e-30) if keep_zeros else None for group in self._groups]
+        self._clusters = [_Clusters(weight, by_channel=by_channel) for weight in weights]
+        self._fixed = [one.values() == 0 if keep_zeros else None for one in self._clusters]
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        for group in self._groups:
-            if group.parameter.grad is not None:
-                group.parameter.grad.copy_(group.spread(group.sums(group.parameter.grad)))
+        for one, fixed in zip(self._clusters, self._fixed, strict=True):
+            sums = one.gradients()
+            if sums is not None:
+                one.set_gradients(sums if fixed is None else sums.masked_fill(fixed, 0.0))
 
     @torch.no_grad()
     def after_step(self) -> None:
         # Equal gradients give equal steps but for the last bit, which vectorized arithmetic rounds by position.
-        for group, zero in zip(self._groups, self._zero, strict=True):
-            values = group.values()
-            if zero is not None:
-                values = values.masked_fill(zero, 0.0)
-            group.parameter.copy_(group.spread(values))
+        for one, fixed in zip(self._clusters, self._fixed, strict=True):
+            values = one.values()
+            one.set_values(values if fixed is None else values.masked_fill(fixed, 0.0))
 
 
-class _Group:
-    """A parameter and, for each of its elements, the number of its cluster."""
+class _Clusters:
+    """The clusters of one weight, whose elements may lie in several parameters."""
 
-    def __init__(self, parameter: nn.Parameter, index: torch.Tensor) -> None:
-        self.parameter = parameter
-        self._index = index.to(parameter.device)
-        self._first = _first_of_each(index).to(parameter.device)
+    def __init__(self, weight: TrainableWeight, *, by_channel: bool) -> None:
+        self._parameters = weight.parameters
+        index = _numbered(weight.values(), weight.weight.output_axis if by_channel else None)
+        self._count = int(index.max()) + 1
+        # For each element of each parameter the number of its cluster.
+        self._index = [part.reshape(-1) for part in weight.split(index)]
+        joined = torch.cat(self._index)
+        _, first = np.unique(joined.cpu().numpy(), return_index=True)
+        self._first = torch.from_numpy(first).to(joined.device)
 
     def values(self) -> torch.Tensor:
         """(clusters,) the value of each cluster: that of its first element."""
-        return self.parameter.detach().reshape(-1)[self._first]
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])[self._first]
 
-    def sums(self, elements: torch.Tensor) -> torch.Tensor:
-        """(clusters,) sums of the elements of each cluster."""
-        return torch.zeros(len(self._first), dtype=elements.dtype, device=elements.device).index_add_(
-            0, self._index, elements.reshape(-1)
-        )
+    def set_values(self, values: torch.Tensor) -> None:
+        for parameter, index in zip(self._parameters, self._index, strict=True):
+            parameter.copy_(values[index].reshape(parameter.shape))
 
-    def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Each element's cluster's value, in the parameter's shape."""
-        return values[self._index].reshape(self.parameter.shape)
+    def gradients(self) -> torch.Tensor | None:
+        """(clusters,) the sum of the gradients of each cluster; None without gradients."""
+        found = [(parameter.grad, index) for parameter, index in zip(self._parameters, self._index, strict=True)]
+        present = [(gradient, index) for gradient, index in found if gradient is not None]
+        if not present:
+            return None
+        sums = torch.zeros(self._count, dtype=present[0][0].dtype, device=present[0][0].device)
+        for gradient, index in present:
+            sums.index_add_(0, index, gradient.reshape(-1))
+        return sums
+
+    def set_gradients(self, sums: torch.Tensor) -> None:
+        for parameter, index in zip(self._parameters, self._index, strict=True):
+            parameter.grad = sums[index].reshape(parameter.shape)
 
 
-def _first_of_each(index: torch.Tensor) -> torch.Tensor:
-    _, first = np.unique(index.numpy(), return_index=True)
-    return torch.from_numpy(first)
+def _numbered(values: torch.Tensor, channel_axis: int | None) -> torch.Tensor:
+    """The number of each element's cluster, int64 of the shape of `values`: equal values have equal numbers.
 
-
-def _clusters(weight: TrainableWeight, *, by_channel: bool) -> tuple[torch.Tensor, ...]:
-    """For each parameter of a weight, the cluster of every element, numbered from 0 within the parameter."""
-    values = weight.values()
-    channel = torch.zeros(values.shape, dtype=torch.int64)
-    if by_channel:
+    Args:
+        values: A clustered weight.
+        channel_axis: Equal values share a cluster only where they have the same index along this axis; None makes the
+            whole tensor one.
+    """
+    _, index = np.unique(values.numpy(), return_inverse=True)
+    index = index.reshape(values.shape)
+    if channel_axis is not None:
         lengths = [1] * values.dim()
-        lengths[weight.weight.output_axis] = -1
-        channel = torch.arange(values.shape[weight.weight.output_axis]).reshape(lengths).expand(values.shape)
-    parts = []
-    for part, number in zip(weight.layout.split(values), weight.layout.split(channel.contiguous()), strict=True):
-        pairs = np.stack([number.reshape(-1).numpy().astype(np.float64), part.reshape(-1).double().numpy()], 1)
-        _, index = np.unique(pairs, axis=0, return_inverse=True)
-        parts.append(torch.from_numpy(index.reshape(-1).astype(np.int64)))
-    return tuple(parts)
+        lengths[channel_axis] = -1
+        channel = np.arange(values.shape[channel_axis]).reshape(lengths)
+        _, index = np.unique(index + channel * (int(index.max()) + 1), return_inverse=True)
+    return torch.from_numpy(index.reshape(values.shape).astype(np.int64))
