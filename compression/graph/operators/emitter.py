@@ -77,6 +77,8 @@ class Emitter:
         """The module; it gives its only output, or a tuple of them."""
         self._graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         self._graph.eliminate_dead_code(_is_boundary)
+        for node in self._graph.nodes:
+            node.meta.pop(_WEIGHT, None)  # it holds the stored values, which would live on beside the parameter
         return fx.GraphModule(self._root, self._graph)
 
     def placeholder(self, name: str) -> fx.Node:

@@ -45,17 +45,19 @@ def count_uses(model: onnx.ModelProto) -> Counter[str]:
 
     Values of the same name in two branches are counted together.
     """
-    alias: dict[str, str] = {}
     uses: Counter[str] = Counter()
-    for _, graph in scopes(model.graph):
-        alias |= identities(graph)
-    for _, graph in scopes(model.graph):
-        read = [name for node in graph.node if not set(node.output) & alias.keys() for name in node.input if name]
-        read += [value.name for value in graph.output]
-        for name in read:
-            seen = {name}
-            while name in alias and alias[name] not in seen:
-                name = alias[name]  # noqa: PLW2901  # the value behind it
-                seen.add(name)
-            uses[name] += 1
+    _count(model.graph, {}, uses)
     return uses
+
+
+def _count(graph: onnx.GraphProto, outer: dict[str, str], uses: Counter[str]) -> None:
+    alias = dict(outer)
+    for output, source in identities(graph).items():
+        alias[output] = alias.get(source, source)
+    for node in graph.node:
+        if not any(name in alias for name in node.output):
+            uses.update(alias.get(name, name) for name in node.input if name)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _count(attribute.g, alias, uses)
+    uses.update(alias.get(value.name, value.name) for value in graph.output)

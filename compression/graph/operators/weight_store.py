@@ -112,6 +112,9 @@ class WeightStore:
             values = weight.values.clone() if own else weight.values
             tensors = tuple(nn.Parameter(tensor) for tensor in layout.split(values))
             entry = self._weights[key] = _Entry(weight, layout, tensors, own)
+        if entry.layout != layout:
+            msg = f"'{weight.initializer}' is held in another layout: ask `fits` first"
+            raise ValueError(msg)
         return entry.tensors  # type: ignore[return-value, unused-ignore]  # made as parameters just above
 
     def statistics(self, weight: StoredWeight) -> torch.Tensor:
