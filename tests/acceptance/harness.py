@@ -34,7 +34,7 @@ FAST = {
     "LEVITY_POLL_SECONDS": "0.1",
     "LEVITY_DRAIN_SECONDS": "1",
     "LEVITY_GRACE_SECONDS": "1",
-    "LEVITY_JOB_MEMORY_LIMIT_BYTES": str(4 * GIB),
+    "LEVITY_JOB_MEMORY_LIMIT_BYTES": str(8 * GIB),
 }
 # A measurement that ends at once, and one that outlasts whatever a test does meanwhile.
 BRIEF = {"max_seconds": 0.05, "min_rounds": 5, "max_rounds": 5, "evaluation_samples": 50}
