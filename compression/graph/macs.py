@@ -39,7 +39,7 @@ def count_macs(model: onnx.ModelProto) -> int | None:
     a shape is not known well enough, or where products hide in operators or subgraphs that cannot be counted.
     """
     total = macs_of(model.graph.node, shapes.infer(model, one_sample=True))
-    return None if total is None else total // _fixed_batch(model)
+    return None if total is None else total // fixed_batch(model)
 
 
 def macs_of(nodes: Iterable[onnx.NodeProto], known: Mapping[str, KnownShape]) -> int | None:
@@ -51,7 +51,8 @@ def macs_of(nodes: Iterable[onnx.NodeProto], known: Mapping[str, KnownShape]) ->
         return None
 
 
-def _fixed_batch(model: onnx.ModelProto) -> int:
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The length of the first axis where it is the same in all inputs and outputs, else 1."""
     if any(node.op_type in _RECURRENT for node in model.graph.node):
         return 1
     stored = {tensor.name for tensor in model.graph.initializer}

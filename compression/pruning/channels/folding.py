@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from compression.graph.macs import fixed_batch
 from compression.graph.weights import Array
 
 _SMALL = 2048
@@ -77,7 +78,8 @@ class Folding:
     def __init__(self, model: onnx.ModelProto, lengths: Lengths = _USUAL) -> None:
         self._opsets = list(model.opset_import)
         self._versions = {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
-        self._types: dict[str, onnx.TypeProto] = dict(input_types(model.graph, lengths))
+        self._inputs = input_types(model.graph, lengths)
+        self._types: dict[str, onnx.TypeProto] = dict(self._inputs)
         self.values: dict[str, Array] = {}
         for tensor in model.graph.initializer:
             self.put(tensor)
@@ -87,6 +89,12 @@ class Folding:
         """Version of the standard operators."""
         version: int = self._versions.get("", 1)
         return version
+
+    def samples(self, model: onnx.ModelProto) -> int:
+        """How many samples the shapes are for."""
+        axes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name in self._inputs]
+        open_batch = any(lengths and not lengths[0].HasField("dim_value") for lengths in axes)
+        return _USUAL.batch if open_batch else fixed_batch(model)
 
     def names(self) -> Iterator[str]:
         """Every value of which something is known."""
@@ -142,6 +150,10 @@ class Folding:
             return self._shape_value(node)
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             return _small_tensor(node.attribute[0].t)
+        return self._computed(node)
+
+    def _computed(self, node: onnx.NodeProto) -> Array | None:
+        """The result of a node all of whose operands are known."""
         operands = {name: self.values[name] for name in node.input if name in self.values}
         if any(name and name not in operands for name in node.input) or any(
             one.HasField("g") for one in node.attribute

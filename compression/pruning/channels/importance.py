@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
+from compression.errors import StepFailed
 from compression.pruning.channels.engine import Engine
 from compression.pruning.channels.groups import Group
 from compression.pruning.channels.identities import Labels
@@ -108,6 +109,8 @@ class Scorer:
         chosen = scales if self._criterion == "bn_scale" and scales else others
         for (weight, axis), labels in chosen.items():
             values = numpy_helper.to_array(self._engine.constants[weight])
+            if not np.isfinite(values).all():
+                raise StepFailed("non_finite_weights", f"Weight '{weight}' holds NaN or infinity.")
             rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
             yield _by_unit(rows, labels, units, self._measure())
 

@@ -104,7 +104,8 @@ class Rewriter:
         # What nobody used before stays unused; what only served constants that were replaced goes.
         graph.node.extend(n for n in nodes if any(name in still or (name and name not in live) for name in n.output))
         graph.initializer.extend(self._patcher.new_constants)
-        kept = [tensor for tensor in graph.initializer if tensor.name in still or self._was_unused(tensor.name, live)]
+        used = still.union(*(node.input for node in graph.node))
+        kept = [tensor for tensor in graph.initializer if tensor.name in used or self._was_unused(tensor.name, live)]
         graph.ClearField("initializer")
         graph.initializer.extend(kept)
         stored = {tensor.name: tensor for tensor in kept}
