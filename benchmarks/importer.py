@@ -50,22 +50,16 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Architecture -> side of its picture; the smallest that it takes.
 TORCHVISION = {
-    **dict.fromkeys(("squeezenet1_0", "squeezenet1_1"), 64),
-    **dict.fromkeys(("alexnet", "vgg11", "vgg11_bn"), 224),
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2"), 64),
-    **dict.fromkeys(("densenet121", "densenet169"), 64),
-    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"), 64),
+    **dict.fromkeys(("squeezenet1_0", "squeezenet1_1", "resnet18", "resnet34", "resnet50", "resnext50_32x4d"), 64),
+    **dict.fromkeys(("densenet121", "densenet169", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"), 64),
     **dict.fromkeys(("mnasnet0_5", "mnasnet1_0", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"), 64),
     **dict.fromkeys(("efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s"), 64),
     **dict.fromkeys(("regnet_y_400mf", "regnet_x_400mf", "regnet_y_800mf", "regnet_x_1_6gf"), 64),
-    "googlenet": 96,
-    "inception_v3": 96,
-    **dict.fromkeys(("convnext_tiny", "convnext_small"), 64),
-    **dict.fromkeys(("vit_b_16", "vit_b_32", "maxvit_t"), 224),
-    **dict.fromkeys(("swin_t", "swin_v2_t"), 64),
-    **dict.fromkeys(
-        ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large"), 64
-    ),
+    **dict.fromkeys(("googlenet", "inception_v3"), 96),
+    **dict.fromkeys(("convnext_tiny", "convnext_small", "swin_t", "swin_v2_t"), 64),
+    **dict.fromkeys(("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"), 64),
+    **dict.fromkeys(("fcn_resnet50", "deeplabv3_resnet50", "resnet101", "wide_resnet50_2"), 64),
+    **dict.fromkeys(("maxvit_t", "vit_b_32", "vit_b_16", "alexnet", "vgg11", "vgg11_bn"), 224),
 }
 TIMM = {
     **dict.fromkeys(

@@ -296,3 +296,41 @@ def test_initializers_that_are_inputs_too():
     assert names <= {entry.name for entry in written.graph.input}
     x = array(2, 3)
     np.testing.assert_allclose(torch_outputs(module, x)[0], x + first.numpy(force=True) - second.numpy(force=True))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_identities_of_the_same_name_in_two_branches(flag):
+    """Two readers of one matrix, in either branch behind an Identity, keep sharing it."""
+    branches = {
+        f"{name}_branch": body(
+            [node("Identity", [source], ["v"]), node("MatMul", ["x", "v"], [f"{name}_y"])], [], [(f"{name}_y", [2, 3])]
+        )
+        for name, source in (("then", "a"), ("else", "b"))
+    }
+    nodes = [
+        node("If", ["flag"], ["h"], **branches),
+        node("MatMul", ["x", "a"], ["p"]),
+        node("Add", ["h", "p"], ["y"]),
+    ]
+    inputs = [("x", [2, 4]), ("flag", [], TensorProto.BOOL)]
+    proto = model(nodes, inputs, [("y", [2, 3])], {"a": array(4, 3), "b": array(4, 3, seed=1)})
+    module, written = check_round_trip(proto, array(2, 4), np.array(flag))
+    assert len(list(module.parameters())) == len(written.graph.initializer) == 2
+
+
+def test_merged_vector_that_a_body_reads_too():
+    step = body(
+        [node("Add", ["state", "zeros"], ["next"]), node("Identity", ["c"], ["d"])],
+        [("i", [], TensorProto.INT64), ("c", [], TensorProto.BOOL), ("state", [2, 3])],
+        [("d", [], TensorProto.BOOL), ("next", [2, 3])],
+    )
+    nodes = [node("Loop", ["trips", "", "x"], ["h"], body=step), node("Add", ["h", "zeros"], ["y"])]
+    weights = {"trips": np.array(2), "zeros": np.zeros(3, np.float32)}
+    proto = model(nodes, [("x", [2, 3])], [("y", [2, 3])], weights)
+    module, x = to_torch(proto), array(2, 3)
+    for amount, parameter in enumerate(module.parameters(), 1):
+        parameter.data += amount
+    written = write_back(module, proto)
+    onnx.checker.check_model(written, full_check=True)
+    assert len(list(module.parameters())) == 2
+    np.testing.assert_allclose(runtime(written, x)[0], torch_outputs(module, x)[0], rtol=1e-6)
