@@ -150,6 +150,23 @@ def test_static_quantization_needs_calibration_data(service):
 
 
 @pytest.mark.parametrize(
+    "step",
+    [
+        PRUNE | {"training": {}},
+        {"type": "cluster", "training": {"epochs": 1}},
+        {"type": "finetune"},
+    ],
+    ids=["prune", "cluster", "finetune"],
+)
+def test_steps_that_train_need_training_data(service, step):
+    dataset = service.dataset()
+    response = service.submit(pipeline=[PRUNE, step], data={"calibration": dataset, "evaluation": dataset})
+    problem = assert_problem(response, 422, "training_data_missing", "/data/training")
+    assert f"'{step['type']}' step trains" in problem["detail"]
+    assert service.submit(pipeline=[PRUNE, step], data={"training": dataset}).status_code == 202
+
+
+@pytest.mark.parametrize(
     ("summary", "code"),
     [
         (data_summary(shape=(16, 1, 9, 8)), "dataset_mismatch"),
