@@ -53,6 +53,9 @@ class Weight:
         return self.input_axis is None
 
 
+_RECURRENT = frozenset({"RNN", "GRU", "LSTM"})
+
+
 @dataclass(frozen=True)
 class _Use:
     node: onnx.NodeProto
@@ -63,8 +66,9 @@ class _Use:
 def find_weights(model: onnx.ModelProto) -> list[Weight]:
     """The weights of Conv, ConvTranspose, Gemm, MatMul, RNN, GRU, LSTM and Gather in the order of the graph.
 
-    Weights are found through Identity, Cast and Transpose too, with their axes as they are stored. A weight that
-    several nodes share is listed once, with the axes of the first node that multiplies by it.
+    Weights are found through Identity, Cast and Transpose too, with their axes as they are stored, and those of
+    recurrent nodes through the cutting and joining that puts gates into ONNX's order. A weight that several nodes
+    share is listed once, with the axes of the first node that multiplies by it.
     """
     stored = {
         tensor.name: tensor
@@ -81,6 +85,9 @@ def find_weights(model: onnx.ModelProto) -> list[Weight]:
                 output_axis, input_axis = meaning
                 use = _Use(node, axes[output_axis], None if input_axis is None else axes[input_axis])
                 uses.setdefault(name, []).append(use)
+            if node.op_type in _RECURRENT and position in (1, 2) and name is None:
+                for part in _joined(node.input[position], stored, producers):
+                    uses.setdefault(part, []).append(_Use(node, 0, 1))
     return [_weight(stored[name], found) for name, found in uses.items()]
 
 
@@ -116,6 +123,24 @@ def _resolve(
     return name, list(range(rank)) if order is None else order
 
 
+def _joined(
+    name: str, stored: Mapping[str, onnx.TensorProto], producers: Mapping[str, onnx.NodeProto]
+) -> Iterator[str]:
+    """The stored matrices, (gates x hidden, in), that the weight of a recurrent node is put together from."""
+    todo, seen = [name], set[str]()
+    while todo:
+        part = todo.pop()
+        node = producers.get(part)
+        if part in seen:
+            continue
+        seen.add(part)
+        if part in stored:
+            if len(stored[part].dims) == 2:
+                yield part
+        elif node is not None and node.op_type in ("Concat", "Slice", "Split", "Unsqueeze", "Squeeze", "Identity"):
+            todo += reversed(node.input if node.op_type == "Concat" else node.input[:1])
+
+
 def _axes(node: onnx.NodeProto, position: int, rank: int) -> tuple[int, int | None] | None:
     """Output and input axis of the tensor at an input position, or None where it is no weight."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
@@ -133,7 +158,7 @@ def _axes(node: onnx.NodeProto, position: int, rank: int) -> tuple[int, int | No
             meaning = rank - 1, rank - 2
         case "MatMul", 0:  # (*stack, out, in)
             meaning = rank - 2, rank - 1
-        case (("RNN" | "GRU" | "LSTM"), (1 | 2)):  # (directions, gates x hidden, in)
+        case operator, (1 | 2) if operator in _RECURRENT:  # (directions, gates x hidden, in)
             meaning = 1, 2
         case "Gather", 0 if attributes.get("axis", 0) == 0:  # (entries, *width)
             meaning = 0, None

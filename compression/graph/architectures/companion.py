@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 _FORMAT = "levity.state_dict/1"
-
-_NAMES = TypeAdapter(dict[str, str])
 
 Array = npt.NDArray[Any]
 
@@ -31,10 +29,12 @@ class Companion:
 
     Attributes:
         initializers: For every key that the graph holds, the name of its initializer.
+        permutations: For initializers whose axes were reordered, what `numpy.transpose` was told.
         rest: The other tensors.
     """
 
     initializers: Mapping[str, str]
+    permutations: Mapping[str, tuple[int, ...]]
     rest: Mapping[str, Array]
 
     def complete(self, weights: Mapping[str, Array]) -> tuple[dict[str, Array], list[str]]:
@@ -46,14 +46,26 @@ class Companion:
         Returns:
             Tensors by key, and the keys whose initializers are gone: quantized or folded into others.
         """
-        tensors = {key: weights[name] for key, name in self.initializers.items() if name in weights}
+        tensors = {key: self._back(weights[name], name) for key, name in self.initializers.items() if name in weights}
         gone = [key for key in self.initializers if key not in tensors]
         return tensors | dict(self.rest), gone
+
+    def _back(self, array: Array, name: str) -> Array:
+        order = self.permutations.get(name)
+        if order is None or len(order) != array.ndim:
+            return array
+        return np.ascontiguousarray(array.transpose(np.argsort(order)))
+
+
+class _Layout(BaseModel):
+    initializers: dict[str, str]
+    permutations: dict[str, tuple[int, ...]]
 
 
 def write_companion(path: Path, companion: Companion) -> None:
     # One entry: safetensors write several in an order of their own.
-    metadata = {_FORMAT: json.dumps(companion.initializers)}
+    layout = {"initializers": companion.initializers, "permutations": companion.permutations}
+    metadata = {_FORMAT: json.dumps(layout)}
     save_file({key: np.ascontiguousarray(value) for key, value in companion.rest.items()}, path, metadata)
 
 
@@ -64,8 +76,9 @@ def read_companion(path: Path) -> Companion | None:
             metadata = file.metadata() or {}
             if _FORMAT not in metadata:
                 return None
-            initializers = _NAMES.validate_json(metadata[_FORMAT])
-            return Companion(initializers, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+            layout = _Layout.model_validate_json(metadata[_FORMAT])
+            rest = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping, though it looks like one
+            return Companion(layout.initializers, layout.permutations, rest)
     except (FileNotFoundError, SafetensorError, ValidationError):
         return None
 

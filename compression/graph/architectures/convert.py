@@ -15,6 +15,7 @@ from compression import publishing
 from compression.errors import ModelRejected
 from compression.graph.architectures.companion import Companion, beside, write_companion
 from compression.graph.architectures.formats import check_weights
+from compression.graph.architectures.orientation import store_transposed
 from compression.graph.architectures.spec import (
     COMPANION,
     MODEL,
@@ -84,14 +85,16 @@ def convert(
     expected = [network.run(arrays) for arrays in compared]
     out.mkdir(parents=True, exist_ok=True)
     graph = out / MODEL
-    publishing.write_model(graph, network.export(list(expected[0])))
+    exported = network.export(list(expected[0]))
+    permutations = store_transposed(exported, module.state_dict().keys())
+    publishing.write_model(graph, exported)
     loaded = load(graph, limits=limits)
     publishing.write_model(graph, loaded.model)
     _compare(graph, compared, expected, threads)
     state = module.state_dict()
     held = beside(list(state), fit.aliases(module), frozenset(one.name for one in loaded.model.graph.initializer))
     rest = {key: tensor.detach().numpy() for key, tensor in state.items() if key not in held}
-    write_companion(out / COMPANION, Companion(held, rest))
+    write_companion(out / COMPANION, Companion(held, permutations, rest))
     return Converted(summarize(loaded.model, graph.stat().st_size, 0), (graph, out / COMPANION))
 
 

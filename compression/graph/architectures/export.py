@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph whose weights are the module's own: same names, shapes and values."""
+"""From a module to an ONNX graph whose weights are the module's own, under the names of its `state_dict`."""
 
 from __future__ import annotations
 

@@ -76,14 +76,19 @@ def assert_same(path, module, *arrays):
     torch.testing.assert_close(torch.from_numpy(outputs(path, *arrays)[0]), expected, rtol=1e-4, atol=1e-5)
 
 
-def assert_weights_are_the_modules_own(path, module, *, beside=()):
+def assert_weights_are_the_modules_own(path, module, *, beside=(), transposed=()):
     stored = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
     for key, tensor in module.state_dict().items():
         if key in beside:
             assert key not in stored
         else:
-            assert (stored[key] == tensor.numpy()).all()
-            assert stored[key].shape == tuple(tensor.shape)
+            array = stored[key].T if key in transposed else stored[key]
+            assert array.shape == tuple(tensor.shape)
+            assert (array == tensor.numpy()).all()
+    back, gone = read_companion(path.with_name("state_dict.safetensors")).complete(stored)
+    assert gone == []
+    assert back.keys() == module.state_dict().keys()
+    assert all((back[key] == tensor.numpy()).all() for key, tensor in module.state_dict().items())
 
 
 def test_classifier_of_784_512_10(tmp_path):
@@ -219,7 +224,8 @@ def test_other_layers(tmp_path, modules, layers, given, example):
     module = randomized(nn.Sequential(*modules))
     made(tmp_path, module, {"layers": layers}, given)
     graph = tmp_path / "out" / "model.onnx"
-    assert_weights_are_the_modules_own(graph, module, beside={"1.num_batches_tracked"})
+    transposed = {"3.weight"} if example.dtype == torch.int64 else ()
+    assert_weights_are_the_modules_own(graph, module, beside={"1.num_batches_tracked"}, transposed=transposed)
     assert_same(graph, module, example)
 
 
@@ -288,6 +294,35 @@ def test_a_result_that_cannot_load_back_says_so(mobile, tmp_path):
     (note,) = [note for note in result.notes if "state_dict" in note]
     assert "lacks 2 keys" in note
     assert "classifier.0.weight" in note
+
+
+SEQUENCES = [
+    {"type": "lstm", "input_size": 16, "hidden_size": 16},
+    {"type": "linear", "in_features": 16, "out_features": 64},
+]
+
+
+@pytest.mark.parametrize(
+    "step", [{"type": "prune", "amount": 0.5}, {"type": "quantize", "mode": "weight_only", "include": ["1.weight"]}]
+)
+def test_matrices_that_act_on_sequences_are_found(tmp_path, step):
+    """Gates that are put in another order, and matrices that an export transposes, are weights like any other."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LSTM(16, 16, batch_first=True), First(), nn.Linear(16, 64))
+    state = {key.replace("2.", "1."): value for key, value in module.state_dict().items()}
+    made(tmp_path, state, {"layers": SEQUENCES})
+    spec = PipelineSpec.model_validate({"steps": [step], "benchmark": BRIEF})
+    result = run(tmp_path / "out" / "model.onnx", spec, Context(workdir=tmp_path / "out", threads=1))
+    changed = {weight["name"] for weight in result.steps[0].details["weights"]}
+    if step["type"] == "prune":
+        assert changed == {"0.weight_ih_l0", "0.weight_hh_l0", "1.weight"}
+        back = load_file(tmp_path / "out" / "out" / "weights.safetensors")
+        assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in state.items()}
+        kept = back["1.weight"] != 0
+        assert 0.2 < kept.float().mean() < 0.8
+        assert torch.equal(back["1.weight"][kept], state["1.weight"][kept])
+    else:
+        assert changed == {"1.weight"}
 
 
 LINEAR = {"layers": [{"type": "linear", "in_features": 4, "out_features": 3}]}
