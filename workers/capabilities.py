@@ -10,7 +10,18 @@ from catalog.db import Json
 from compression.quantization.isa import cpu_facts
 from workers.sandbox import Sandbox
 
-_PACKAGES = ("levity", "celery", "numpy", "onnx", "onnxruntime", "torch")
+_PACKAGES = (
+    "levity",
+    "celery",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "timm",
+    "torch",
+    "torchvision",
+    "transformers",
+)
 _NAME_BYTES = 128
 
 
