@@ -229,6 +229,26 @@ def test_model_is_waited_for(stub, levity, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("torchvision:resnet18", {"name": "torchvision:resnet18"}),
+        ({"layers": [{"type": "relu"}]}, {"layers": [{"type": "relu"}]}),
+    ],
+)
+def test_weights_with_their_architecture(stub, levity, tmp_path, given, sent):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"weights")
+    stub.on("POST /v1/uploads", reply(upload(), 201))
+    stub.on("PUT /v1/uploads/upl_1/content", reply(upload("complete")))
+    source = {"architecture": sent, "input": None, "file": {"name": "weights"}}
+    stub.on("POST /v1/models", reply({"id": "mdl_1", "state": "ready", "source": source}, 201))
+    model = levity.create_model(path, architecture=given, input={"shape": [3]})
+    assert model.source == source
+    request = stub.sent("POST /v1/models")[0].json
+    assert (request["architecture"], request["input"]) == (sent, {"shape": [3]})
+
+
 def test_rejected_model_is_an_error_with_its_code(stub, levity, tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"GIF89a")
