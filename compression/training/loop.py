@@ -105,7 +105,7 @@ def train(module: nn.Module, lesson: Lesson, spec: Training, context: Context, s
 
     Raises:
         StepFailed: `loss_not_finite` when the loss is NaN or infinite before any epoch could be kept,
-            `nothing_to_train`, or `batch_too_small` for batch norms.
+            `nothing_to_train`, `batch_too_small` for batch norms, or `optimizer_needs_float32`.
         DataRejected: `dataset_too_small`, `labels_missing` or `labels_invalid`.
         Cancelled: between two steps.
     """

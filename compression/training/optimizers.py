@@ -8,12 +8,24 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from compression.errors import StepFailed
 from compression.training.spec import Training
 
 
 def optimizer(parameters: Iterable[nn.Parameter], spec: Training) -> torch.optim.Optimizer:
-    """The optimizer of `spec` over all parameters that need a gradient."""
+    """The optimizer of `spec` over all parameters that need a gradient.
+
+    Raises:
+        StepFailed: `optimizer_needs_float32`.
+    """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    if spec.optimizer != "sgd" and any(parameter.dtype == torch.float16 for parameter in wanted):
+        # Squares of gradients below 0.0002 are 0 in float16, and Adam divides by their mean.
+        raise StepFailed(
+            "optimizer_needs_float32",
+            f"The model's weights are float16, which '{spec.optimizer}' cannot train: set training.optimizer to 'sgd', "
+            "or train the model in float32 and quantize it to float16 afterwards.",
+        )
     # Vectors are biases and norms: decaying them shifts outputs without making the model simpler.
     groups = [
         {"params": [parameter for parameter in wanted if parameter.dim() > 1], "weight_decay": spec.weight_decay},

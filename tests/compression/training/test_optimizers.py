@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from compression.errors import StepFailed
 from compression.training import optimizers
 from compression.training.optimizers import learning_rate, optimizer, set_learning_rate
 from compression.training.spec import Training
@@ -74,6 +75,20 @@ def test_momentum_looks_ahead():
     plain = optimizer([parameter], Training(optimizer="sgd", momentum=0.0, learning_rate=1.0))
     plain.step()
     assert parameter.item() == -2.5
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_divides_by_zero_in_half_precision(name):
+    module = layer().half()
+    with pytest.raises(StepFailed, match=f"'{name}' cannot train") as caught:
+        optimizer(module.parameters(), Training(optimizer=name))
+    assert caught.value.code == "optimizer_needs_float32"
+    optimizer(module.parameters(), Training(optimizer="sgd"))
+    # Why: the first step of Adam on a small gradient is no number.
+    parameter = nn.Parameter(torch.ones(2, 2, dtype=torch.float16))
+    parameter.grad = torch.tensor([[1e-4, 0.0], [0.1, 1.0]], dtype=torch.float16)
+    torch.optim.AdamW([parameter]).step()
+    assert not parameter.isfinite().all()
 
 
 def test_frozen_parameters_are_left_out():
