@@ -73,7 +73,8 @@ class Training(Spec):
     """Factor of the sum over output channels of their weights' norm times the square root of their number (Wen et
     al. 2016, "Learning Structured Sparsity"), added to the loss: whole channels become small."""
     validation_share: float = Field(default=0.1, ge=0, le=0.5)
-    """Share of the training samples that is held out to choose the best epoch; with 0 the last epoch is kept."""
+    """Share of the training samples that is held out to choose the best epoch, rounded up to whole batches where the
+    model fixes its batch; with 0 the last epoch is kept."""
     patience: int | None = Field(default=None, ge=1, le=10_000)
     """Epochs without a better validation score after which training stops; None trains them all."""
     augmentation: Augmentation = Augmentation()
