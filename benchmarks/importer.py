@@ -159,7 +159,7 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], exporter: str) -
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 if exporter == "legacy":
-                    torch.onnx.export(model, inputs, buffer, dynamo=False, opset_version=opset)
+                    _export_legacy(model, inputs, buffer, opset)
                 else:
                     torch.onnx.export(model, inputs, dynamo=True).save(buffer, external_data=False)
         except Exception as error:  # noqa: BLE001  # whatever the exporter meets is a row of the table
@@ -167,6 +167,20 @@ def _export(model: nn.Module, inputs: tuple[torch.Tensor, ...], exporter: str) -
             continue
         return onnx.load_from_string(buffer.getvalue())
     raise RuntimeError("; ".join(errors))
+
+
+def _export_legacy(model: nn.Module, inputs: tuple[torch.Tensor, ...], buffer: io.BytesIO, opset: int | None) -> None:
+    """With a free batch axis, as most files in use have it: shapes are then computed in the graph."""
+    names = [f"input_{place}" for place in range(len(inputs))]
+    torch.onnx.export(
+        model,
+        inputs,
+        buffer,
+        dynamo=False,
+        opset_version=opset,
+        input_names=names,
+        dynamic_axes={name: {0: "batch"} for name in names},
+    )
 
 
 def _runtime(model: onnx.ModelProto, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray]:

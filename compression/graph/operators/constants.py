@@ -75,6 +75,7 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._proto = model.graph
+        self._opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
         self._producers = {name: node for node in model.graph.node for name in node.output if name}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -93,7 +94,9 @@ class _Graph:
         """Values that a gradient of the outputs reaches."""
         reached = {value.name for value in self._proto.output}
         for node in reversed(self._proto.node):
-            if not _cuts(node) and not reached.isdisjoint(node.output):
+            if _normalizes_batch(node, self._opset):
+                reached.update(node.input[:3])  # its own statistics take the place of the stored ones
+            elif not _cuts(node) and not reached.isdisjoint(node.output):
                 reached.update(_all_inputs(node))
         return reached
 
@@ -128,6 +131,12 @@ class _Graph:
                 seen.add(value)
                 pending.extend(_all_inputs(node))
         return False
+
+
+def _normalizes_batch(node: onnx.NodeProto, opset: int) -> bool:
+    """Whether a batch norm is in training mode, which before operator set 14 the number of its outputs says."""
+    flag = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+    return node.op_type == "BatchNormalization" and (flag or (opset < 14 and len(node.output) > 1))
 
 
 def _cuts(node: onnx.NodeProto) -> bool:

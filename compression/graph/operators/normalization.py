@@ -27,17 +27,17 @@ class BatchNormOfAnyRank(nn.BatchNorm1d):  # type: ignore[misc, unused-ignore]  
 def batch_normalization(op: OperatorCall) -> Any:
     """`nn.BatchNorm*d`; ONNX's momentum is the share of the old statistics, torch's that of the new ones."""
     epsilon, momentum = op.attribute("epsilon", 1e-5), op.attribute("momentum", 0.9)
-    if op.attribute("training_mode", 0):
+    # Before operator set 14 the number of outputs said which mode is meant.
+    if op.attribute("training_mode", 0) or (op.opset < 14 and op.outputs > 1):
         statistics = [_constant_or_tensor(op, position) for position in (3, 4)]
         results = op.call(batch_norm_training, op.tensor(0), op.tensor(1), op.tensor(2), *statistics, epsilon, momentum)
-        return [op.item(results, index) for index in range(op.outputs)]
+        # The fourth and fifth output of old versions are scratch space whose meaning ONNX leaves open.
+        return [op.item(results, index) for index in range(min(op.outputs, 3))]
     stored = [op.stored(position) for position in range(1, 5)]
     weight, bias, mean, variance = stored
     if weight is None or bias is None or mean is None or variance is None:
         statistics = [_constant_or_tensor(op, position) for position in (3, 4)]
-        return op.call(
-            functional.batch_norm, op.tensor(0), *statistics, op.tensor(1), op.tensor(2), False, 0.0, epsilon
-        )
+        return op.call(normalize_channels, op.tensor(0), *statistics, op.tensor(1), op.tensor(2), epsilon)
     kind = _BATCH_NORM.get(op.rank(0) or 0, BatchNormOfAnyRank)
     (scale,) = op.parameters(weight)
     layer = kind(scale.shape[0], eps=epsilon, momentum=1 - momentum, device="meta")
@@ -52,6 +52,23 @@ def _constant_or_tensor(op: OperatorCall, position: int) -> Any:
     """Stored statistics are no weights, whatever the rest of the node is."""
     known = op.constant(position)
     return op.tensor(position) if known is None else known
+
+
+def normalize_channels(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias along axis 1.
+
+    The gradient reaches computed statistics too, as weight standardization needs it and torch's own has it not.
+    """
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    factor = scale * torch.rsqrt(variance + epsilon)
+    return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
 
 def batch_norm_training(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 from compression.graph.to_torch import to_torch
+from tests.compression.importer.graphs import array, model, node, runtime, torch_outputs
 
 
 class Convolutional(nn.Module):
@@ -129,3 +131,26 @@ def test_running_statistics_follow_torchs():
     torch.testing.assert_close(imported.norm.running_mean, native.norm.running_mean)
     torch.testing.assert_close(imported.second_norm.running_var, native.second_norm.running_var)
     torch.testing.assert_close(imported.eval()(PICTURES), native.eval()(PICTURES), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_through_computed_statistics():
+    """Weight standardization (Qiao et al. 2019) is exported as a batch norm whose statistics are computed."""
+    nodes = [
+        node("ReduceMean", ["w"], ["mean"], axes=[0, 2], keepdims=0),
+        node("Sub", ["w", "wide_zero"], ["centred"]),
+        node("Mul", ["centred", "centred"], ["squares"]),
+        node("ReduceMean", ["squares"], ["var"], axes=[0, 2], keepdims=0),
+        node("BatchNormalization", ["w", "gain", "shift", "mean", "var"], ["standard"], epsilon=1e-3),
+        node("MatMul", ["x", "standard"], ["y"]),
+    ]
+    weights = {"w": array(2, 4, 3), "gain": array(4, seed=1), "shift": array(4, seed=2), "wide_zero": np.float32(0.1)}
+    proto = model(nodes, [("x", [2, 5, 4])], [("y", None)], weights, opset=14)
+    module, x = to_torch(proto), array(2, 5, 4, seed=3)
+    np.testing.assert_allclose(torch_outputs(module, x)[0], runtime(proto, x)[0], rtol=1e-5, atol=1e-5)
+    module(torch.from_numpy(x)).square().sum().backward()
+    w = torch.from_numpy(array(2, 4, 3)).requires_grad_()
+    mean, var = w.mean((0, 2)), (w - 0.1).square().mean((0, 2))
+    gain, shift = (torch.from_numpy(weights[name]).reshape(-1, 1) for name in ("gain", "shift"))
+    standard = (w - mean.reshape(-1, 1)) / (var.reshape(-1, 1) + 1e-3).sqrt() * gain + shift
+    (torch.from_numpy(x) @ standard).square().sum().backward()
+    torch.testing.assert_close(module.w.grad, w.grad, rtol=1e-4, atol=1e-4)

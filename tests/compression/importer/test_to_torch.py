@@ -176,3 +176,17 @@ def test_shape_arithmetic_stays_on_the_cpu():
     np.testing.assert_allclose(torch_outputs(to_torch(proto), x)[0], runtime(proto, x)[0], rtol=1e-5, atol=1e-6)
     y = to_torch(proto, device="meta")(torch.empty(5, 4, device="meta"))
     assert (y.shape, y.device.type) == ((10, 3), "meta")
+
+
+def test_old_batch_norm_with_more_outputs_uses_the_statistics_of_the_batch():
+    weights = {"s": array(3), "b": array(3, seed=1), "m": array(3, seed=2), "v": np.abs(array(3, seed=3)) + 0.5}
+    outputs = ["y", "mean", "var", "saved_mean", "saved_var"]
+    norm = node("BatchNormalization", ["x", *weights], outputs)
+    proto = model([norm], [("x", [4, 3, 2])], [("y", None)], weights, opset=11)
+    x = array(4, 3, 2, seed=4)
+    module = to_torch(proto)
+    axes = (0, 2)
+    standard = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    wanted = standard * weights["s"].reshape(-1, 1) + weights["b"].reshape(-1, 1)
+    np.testing.assert_allclose(torch_outputs(module, x)[0], wanted, rtol=1e-4, atol=1e-5)
+    assert set(module.initializer_names.values()) == {"s", "b"}
