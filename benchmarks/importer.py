@@ -5,7 +5,7 @@ Runtime's, ask for a gradient on every parameter, change all values, write them 
 written file with the module. Architectures are built without pretrained weights; what stays constant at
 initialization (zero heads, ones of normalization) is made random, and running statistics are those of random inputs.
 
-    python benchmarks/importer.py                        # everything, about an hour on two cores
+    python benchmarks/importer.py                        # everything; 40 minutes on two busy cores
     python benchmarks/importer.py --only torchvision     # or timm, transformers, node
     python benchmarks/importer.py --model resnet50 --exporter dynamo
 

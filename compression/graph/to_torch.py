@@ -51,9 +51,10 @@ class UnsupportedOperator(StepFailed):
 def to_torch(model: onnx.ModelProto, *, device: str | torch.device = "cpu") -> fx.GraphModule:
     """Import a model as an `fx.GraphModule` in evaluation mode.
 
-    Float initializers are parameters of the same names; layers are `nn.Conv*`, `nn.Linear`, `nn.BatchNorm*` and the
-    like where those compute exactly what the node does. The module takes the graph's inputs in order and returns its
-    only output, or a tuple of them. Every fx node knows its ONNX node: `node.meta["onnx"]` is an `OnnxOrigin`.
+    Float initializers are parameters of the same names, but for what `compression.graph.operators.constants` tells
+    apart (masks, rotary positions, what no gradient reaches); layers are `nn.Conv*`, `nn.Linear`, `nn.BatchNorm*` and
+    the like where those compute exactly what the node does. The module takes the graph's inputs in order and returns
+    its only output, or a tuple of them. Every fx node knows its ONNX node: `node.meta["onnx"]` is an `OnnxOrigin`.
 
     The module carries `initializer_names` (parameter name -> initializer name), `bindings` (the same with layouts and
     running statistics, see `compression.graph.operators.bindings`), `input_names` and `output_names`.

@@ -145,7 +145,12 @@ class Emitter:
         found = (_LAYER_TENSOR.fullmatch(name) for name in named_after)
         preferred = next((match[1] for match in found if match), self.origin.name if self.origin else "layer")
         path = self._own(preferred, module)
-        anchor = next((leaf for leaf in _leaves(args) if isinstance(leaf, fx.Node) and _on_device(leaf)), None)
+        nodes = [leaf for leaf in _leaves(args) if isinstance(leaf, fx.Node)]
+        anchor = next((node for node in nodes if _on_device(node)), None)
+        own = next((name for name, _ in (*module.named_parameters(), *module.named_buffers())), None)
+        if anchor is None and nodes and own is not None:
+            # All that the layer takes comes from shapes: it is moved to where the layer's weights are.
+            anchor = self._mark(self._graph.create_node("get_attr", f"{path}.{own}", (), {}), _DEVICE)
 
         def place(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor):

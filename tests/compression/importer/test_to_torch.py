@@ -190,3 +190,19 @@ def test_old_batch_norm_with_more_outputs_uses_the_statistics_of_the_batch():
     wanted = standard * weights["s"].reshape(-1, 1) + weights["b"].reshape(-1, 1)
     np.testing.assert_allclose(torch_outputs(module, x)[0], wanted, rtol=1e-4, atol=1e-5)
     assert set(module.initializer_names.values()) == {"s", "b"}
+
+
+def test_layer_on_values_that_come_from_shapes():
+    """Position encodings run through a layer that is on the device, while shapes are on the CPU."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["f", "first"], ["row"]),
+        node("Gemm", ["row", "w", "b"], ["h"]),
+        node("Add", ["x", "h"], ["y"]),
+    ]
+    weights = {"first": np.array([0]), "w": array(2, 4), "b": array(4, seed=1)}
+    proto = model(nodes, [("x", ["n", 4])], [("y", ["n", 4])], weights)
+    x = array(3, 4)
+    np.testing.assert_allclose(torch_outputs(to_torch(proto), x)[0], runtime(proto, x)[0], rtol=1e-5, atol=1e-6)
+    assert to_torch(proto, device="meta")(torch.empty(5, 4, device="meta")).shape == (5, 4)
