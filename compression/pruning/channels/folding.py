@@ -13,7 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from compression.graph.macs import fixed_batch
 from compression.graph.weights import Array
 
-_SMALL = 2048
+# Elements of values that are kept: lengths and places are whole numbers, and shape inference reads only the shortest.
+_SMALL, _SMALL_WHOLE = 2048, 1 << 16
 _RANDOM = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
@@ -45,7 +46,7 @@ class Lengths:
     steps: int = 16
 
 
-_USUAL, _OTHER = Lengths(), Lengths(batch=3, pixels=256, steps=20)
+USUAL, OTHER = Lengths(), Lengths(batch=3, pixels=256, steps=20)
 
 
 def input_types(graph: onnx.GraphProto, lengths: Lengths) -> dict[str, onnx.TypeProto]:
@@ -75,7 +76,7 @@ class Folding:
         lengths: Of open axes.
     """
 
-    def __init__(self, model: onnx.ModelProto, lengths: Lengths = _USUAL) -> None:
+    def __init__(self, model: onnx.ModelProto, lengths: Lengths = USUAL) -> None:
         self._opsets = list(model.opset_import)
         self._versions = {"" if one.domain == "ai.onnx" else one.domain: one.version for one in model.opset_import}
         self._inputs = input_types(model.graph, lengths)
@@ -94,7 +95,7 @@ class Folding:
         """How many samples the shapes are for."""
         axes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name in self._inputs]
         open_batch = any(lengths and not lengths[0].HasField("dim_value") for lengths in axes)
-        return _USUAL.batch if open_batch else fixed_batch(model)
+        return USUAL.batch if open_batch else fixed_batch(model)
 
     def names(self) -> Iterator[str]:
         """Every value of which something is known."""
@@ -131,7 +132,8 @@ class Folding:
     def _infer(self, node: onnx.NodeProto) -> Mapping[str, onnx.TypeProto]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         types = {name: self._types[name] for name in node.input if name in self._types}
-        data = {name: numpy_helper.from_array(self.values[name], name) for name in node.input if name in self.values}
+        small = {name: self.values[name] for name in node.input if name in self.values}
+        data = {name: numpy_helper.from_array(value, name) for name, value in small.items() if value.size <= _SMALL}
         try:
             schema = onnx.defs.get_schema(node.op_type, self._versions.get(domain, 1), domain)
             inferred: Mapping[str, onnx.TypeProto] = onnx.shape_inference.infer_node_outputs(
@@ -165,7 +167,7 @@ class Folding:
         kind = self._infer(node).get(node.output[0])
         if kind is not None and kind.tensor_type.HasField("shape"):
             lengths = [axis.dim_value for axis in kind.tensor_type.shape.dim]
-            if np.prod(lengths, dtype=np.int64) > _SMALL:
+            if np.prod(lengths, dtype=np.int64) > _limit(kind.tensor_type.elem_type):
                 return None
         return self._evaluated(node, operands)
 
@@ -182,7 +184,9 @@ class Folding:
         except Exception:  # noqa: BLE001 - the reference implementation raises whatever NumPy does
             return None
         array = np.asarray(value)
-        return array if array.size <= _SMALL and array.dtype != np.object_ else None
+        if array.dtype == np.object_ or array.dtype.kind in "US":
+            return None
+        return array if array.size <= _limit(helper.np_dtype_to_tensor_dtype(array.dtype)) else None
 
     def _shape_value(self, node: onnx.NodeProto) -> Array | None:
         shape = self.shape(node.input[0])
@@ -192,15 +196,19 @@ class Folding:
         return np.array(shape[attributes.get("start", 0) : attributes.get("end", len(shape))], np.int64)
 
 
+def _limit(kind: int) -> int:
+    return _SMALL_WHOLE if kind in (TensorProto.INT32, TensorProto.INT64) else _SMALL
+
+
 def _small_tensor(tensor: onnx.TensorProto) -> Array | None:
-    if np.prod(tensor.dims, dtype=np.int64) > _SMALL or tensor.data_type == TensorProto.STRING:
+    if np.prod(tensor.dims, dtype=np.int64) > _limit(tensor.data_type) or tensor.data_type == TensorProto.STRING:
         return None
     return np.asarray(numpy_helper.to_array(tensor))
 
 
 def settled_values(model: onnx.ModelProto, known: Folding) -> frozenset[str]:
     """Names of small values that are the same whatever the lengths of open axes."""
-    other = Folding(model, _OTHER)
+    other = Folding(model, OTHER)
     for node in model.graph.node:
         other.visit(node)
     return frozenset(

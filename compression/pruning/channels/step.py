@@ -30,6 +30,7 @@ from compression.pruning.channels.importance import Scorer
 from compression.pruning.channels.rewrite import Rewriter, Stuck
 from compression.pruning.channels.selection import Ranking
 from compression.pruning.channels.sharing import joined, told_apart
+from compression.pruning.channels.strides import without_strides
 
 RULES = rules_elementwise.RULES | rules_layers.RULES | rules_norms.RULES | rules_shape.RULES
 
@@ -51,7 +52,7 @@ def prune_channels(
     weights = find_weights(model)
     chosen = {weight.name for weight in select(weights, spec.include, spec.exclude)}
     context.progress("pruning", 0.0, "finding channels that belong together")
-    apart, first_names = told_apart(model)
+    apart, first_names = told_apart(without_strides(model))
     engine = analyse(apart, RULES)
     kept_whole: list[str] = []
     while True:
@@ -120,13 +121,13 @@ def _cost(
     if spec.target_parameters is not None:
         total = count_parameters(model).elements
         return lambda units: total - _parameters_gone(engine, layout, units), "parameters"
-    if macs_of(model.graph.node, _shapes(engine, layout, np.zeros(0, np.int64))) is None:
+    if macs_of(engine.model.graph.node, _shapes(engine, layout, np.zeros(0, np.int64))) is None:
         raise StepFailed(
             "macs_unknown",
             "The model's multiply-accumulates cannot be counted, so there is no target for them; "
             "use 'amount' or 'target_parameters'.",
         )
-    return lambda units: macs_of(model.graph.node, _shapes(engine, layout, units)) or 0, "multiply-accumulates"
+    return lambda units: macs_of(engine.model.graph.node, _shapes(engine, layout, units)) or 0, "multiply-accumulates"
 
 
 def _parameters_gone(engine: Engine, layout: Plan, units: Labels) -> int:
@@ -191,7 +192,7 @@ def _sizes(
 
 def _macs(model: onnx.ModelProto, engine: Engine, layout: Plan, removed: Labels) -> int | None:
     """Multiply-accumulates of one sample, by the shapes of the analysis, which knows more than ONNX's inference."""
-    total = macs_of(model.graph.node, _shapes(engine, layout, removed))
+    total = macs_of(engine.model.graph.node, _shapes(engine, layout, removed))
     return None if total is None else total // engine.folding.samples(model)
 
 

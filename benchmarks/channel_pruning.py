@@ -1,0 +1,194 @@
+"""Channel pruning against Torch-Pruning, and on every torchvision classifier.
+
+    python benchmarks/channel_pruning.py compare           # ResNet-18 and -50 at ratio 0.5, beside Torch-Pruning
+    python benchmarks/channel_pruning.py sweep             # every classifier by 30 %, both exporters; takes hours
+    python benchmarks/channel_pruning.py sweep swin_t shufflenet_v2_x1_0
+
+Architectures have random weights: MACs, parameters and latency depend on shapes alone. Latencies are medians of calls
+of ONNX Runtime that alternate with the original's in one process, on one thread. Each pruned file of the sweep is
+checked by ONNX's checker, then loaded and run by a fresh process, whose outputs must equal this one's.
+
+Needs the `dev` and `train` extras and `onnxscript` (torch's exporter); `torch-pruning==1.6.1` for the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torchvision
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from compression.benchmarking.latency import time_calls
+from compression.benchmarking.statistics import ratio_of_medians
+from compression.context import Context
+from compression.graph.load import load_model
+from compression.pruning.channel_spec import PruneChannels
+from compression.pruning.channels.step import prune_channels
+from compression.spec import BenchmarkSpec
+from compression.verification import Verifier, reference_outputs
+
+# G MACs and M parameters of ResNet-18 and -50 after pruning by 0.5, as Torch-Pruning publishes them.
+PUBLISHED = {"resnet18": (0.487, 3.06), "resnet50": (1.07, 6.41)}
+LARGEST = 100e6  # parameters
+
+
+def export(module: torch.nn.Module, path: Path, *, dynamo: bool, size: int = 224) -> onnx.ModelProto:
+    """The module as a canonical ONNX model with an open batch axis."""
+    x = torch.randn(2, 3, size, size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            batch = torch.export.Dim("batch")
+            torch.onnx.export(
+                module.eval(), (x,), path, dynamo=True, external_data=False, dynamic_shapes=({0: batch},), verbose=False
+            )
+        else:
+            torch.onnx.export(
+                module.eval(), (x,), path, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "batch"}}
+            )
+    return load_model(path)
+
+
+def build(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None).eval()
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def speed_up(original: onnx.ModelProto, pruned: onnx.ModelProto) -> tuple[float, tuple[float, float]]:
+    """The ratio of median latencies at batch 1, with its 95 % interval."""
+    x = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    calls = []
+    for model in (original, pruned):
+        ready = session(model)
+        name = ready.get_inputs()[0].name
+        calls.append(lambda ready=ready, name=name: ready.run(None, {name: x}))
+    timings = time_calls(*calls, BenchmarkSpec(max_seconds=40, min_rounds=30), seed=0)
+    return ratio_of_medians(timings.original, timings.result, 0)
+
+
+def peer(name: str, path: Path) -> tuple[onnx.ModelProto, float, float] | None:
+    """Torch-Pruning's result at the same ratio and multiple: the model, MACs and parameters as it counts them."""
+    if importlib.util.find_spec("torch_pruning") is None:
+        return None
+    import torch_pruning
+
+    module, x = build(name), torch.randn(1, 3, 224, 224)
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        module,
+        x,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        round_to=8,
+        ignored_layers=[module.fc],
+    )
+    pruner.step()
+    macs, parameters = torch_pruning.utils.count_ops_and_params(module, x)
+    return export(module, path, dynamo=True), macs, parameters
+
+
+def compare(folder: Path) -> None:
+    print("| model | pruned by | G MACs | M parameters | MACs before/after | speed-up (95 % interval) | share |")
+    print("|---|---|---|---|---|---|---|")
+    for name, published in PUBLISHED.items():
+        original = export(build(name), folder / "original.onnx", dynamo=True)
+        spec = PruneChannels(amount=0.5, round_to=8)
+        started = time.perf_counter()
+        pruned, details = prune_channels(original, spec, Context(workdir=folder), 0)
+        seconds = time.perf_counter() - started
+        before: Any = details["macs_before"]
+        rows = [(f"Levity ({seconds:.1f} s)", pruned, details["macs"], details["parameters"])]
+        other = peer(name, folder / "peer.onnx")
+        if other is not None:
+            rows.append(("Torch-Pruning", *other))
+        for who, model, macs, parameters in rows:
+            ratio, (low, high) = speed_up(original, model)
+            less = before / macs
+            print(
+                f"| {name} | {who} | {macs / 1e9:.3f} | {parameters / 1e6:.2f} | {less:.2f} | "
+                f"{ratio:.2f} [{low:.2f}, {high:.2f}] | {ratio / less:.0%} |",
+                flush=True,
+            )
+        print(f"| {name} | Torch-Pruning, as published | {published[0]} | {published[1]} | | | |", flush=True)
+
+
+def classifiers() -> list[str]:
+    """torchvision's classifiers of at most `LARGEST` parameters, the small ones first."""
+    sizes = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        sizes[name] = min(weights.meta["num_params"] for weights in torchvision.models.get_model_weights(name))
+    return sorted((name for name, size in sizes.items() if size <= LARGEST), key=lambda name: sizes[name])
+
+
+def one(name: str, folder: Path, *, dynamo: bool) -> str:
+    """Prune one architecture by 30 %; what became of it as a row of the table."""
+    size = 299 if name.startswith("inception") else 224
+    model = export(build(name), folder / "original.onnx", dynamo=dynamo, size=size)
+    started = time.perf_counter()
+    pruned, details = prune_channels(model, PruneChannels(amount=0.3), Context(workdir=folder), 0)
+    seconds = time.perf_counter() - started
+    onnx.checker.check_model(pruned)
+    path = folder / "pruned.onnx"
+    path.write_bytes(pruned.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    inputs = {pruned.graph.input[0].name: x}
+    with Verifier(folder, threads=1) as verifier:
+        verifier.verify(path, inputs, reference_outputs(path, inputs, 1))
+    facts: Any = details
+    macs = f"{facts['macs'] / facts['macs_before']:.3f}" if facts["macs_before"] else "not counted"
+    parameters = facts["parameters"] / facts["parameters_before"]
+    kept = len(facts.get("kept_whole", ()))
+    return f"{parameters:.3f} | {macs} | {len(facts['groups'])} | {kept} | {seconds:.1f} |"
+
+
+def sweep(names: list[str], folder: Path) -> int:
+    print("| model | exporter | parameters left | MACs left | groups | nodes that kept their channels | seconds |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    failed = 0
+    for name in names or classifiers():
+        for exporter in ("dynamo", "legacy"):
+            try:
+                row = one(name, folder, dynamo=exporter == "dynamo")
+            except Exception as error:  # noqa: BLE001 - the table says what failed, and the others go on
+                failed += 1
+                row = f"FAILED: {type(error).__name__}: {str(error).splitlines()[0][:150] if str(error) else ''} |"
+            print(f"| {name} | {exporter} | {row}", flush=True)
+            gc.collect()
+    print(f"\n{failed} failed.")
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("compare", "sweep"))
+    parser.add_argument("models", nargs="*")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.what == "compare":
+            compare(Path(folder))
+        else:
+            sys.exit(1 if sweep(arguments.models, Path(folder)) else 0)
+
+
+if __name__ == "__main__":
+    main()
