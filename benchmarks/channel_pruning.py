@@ -117,6 +117,11 @@ def compare(folder: Path) -> None:
         seconds = time.perf_counter() - started
         before: Any = details["macs_before"]
         rows = [(f"Levity ({seconds:.1f} s)", pruned, details["macs"], details["parameters"])]
+        share = published[1] * 1e6 / float(str(details["parameters_before"]))
+        fitted, facts = prune_channels(
+            original, PruneChannels(target_parameters=share, round_to=8), Context(workdir=folder), 0
+        )
+        rows.append(("Levity, published parameters as target", fitted, facts["macs"], facts["parameters"]))
         other = peer(name, folder / "peer.onnx")
         if other is not None:
             rows.append(("Torch-Pruning", *other))
