@@ -91,9 +91,7 @@ def quantize_aware(
             `operator_not_importable`, `loss_not_finite`, `name_taken` or `unsupported_by_runtime`.
         DataRejected: the dataset does not serve this training (`labels_missing`, …).
     """
-    fake = fake_quantized(model, spec, context)
-    read = _batches(fake.trainee, material.feed, context, batch_size(model), spec.calibration_samples)
-    calibrate(fake.trainee.module, fake.quantizers, read, context.check_cancelled)
+    fake = calibrated(model, spec, context, material.feed)
     constraints: list[Constraint] = [StepsAboveZero(fake.quantizers.modules())]
     weights = fake.weights()
     if spec.keep_zeros:
@@ -109,6 +107,14 @@ def quantize_aware(
         "agreement": agreement(fake.trainee.module, result, fake.trainee.input_names, sample, context),
     }
     return result, details
+
+
+def calibrated(model: onnx.ModelProto, spec: QuantizeAware, context: Context, feed: ModelFeed) -> FakeQuantized:
+    """The model as a module that is quantized by calibration alone: where training starts from."""
+    fake = fake_quantized(model, spec, context)
+    read = _batches(fake.trainee, feed, context, batch_size(model), spec.calibration_samples)
+    calibrate(fake.trainee.module, fake.quantizers, read, context.check_cancelled)
+    return fake
 
 
 def fake_quantized(model: onnx.ModelProto, spec: QuantizeAware, context: Context) -> FakeQuantized:

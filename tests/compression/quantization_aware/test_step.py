@@ -18,8 +18,7 @@ from compression.errors import DataRejected, StepFailed
 from compression.graph.to_torch import to_torch
 from compression.pipeline import run
 from compression.quantization import prepare
-from compression.quantization.aware.insert import calibrate
-from compression.quantization.aware.step import fake_quantized
+from compression.quantization.aware import step
 from compression.spec import PipelineSpec
 from tests.compression.models import cnn, embedding, make_model, mlp, two_inputs, value
 from tests.compression.quantization_aware.networks import (
@@ -50,12 +49,7 @@ def digits():
 
 def calibrated(model, spec, folder, **arrays):
     """The model with fake quantizers that have seen the data, untrained."""
-    fake = fake_quantized(model, spec, Context(workdir=folder, threads=1))
-    feed = feed_of(model, folder, **arrays)
-    names = fake.trainee.input_names
-    batches = ([torch.from_numpy(batch.inputs[name]) for name in names] for batch in feed.batches(64))
-    calibrate(fake.trainee.module, fake.quantizers, batches, lambda: None)
-    return fake
+    return step.calibrated(model, spec, Context(workdir=folder, threads=1), feed_of(model, folder, **arrays))
 
 
 def in_module(fake, **inputs):
@@ -75,7 +69,7 @@ def kernels(model, folder):
 def test_folded_batch_norms_compute_the_same(tmp_path):
     model = residual()
     x = torch.from_numpy(random_pictures()["x"])
-    fake = fake_quantized(model, quick(), Context(workdir=tmp_path, threads=1))
+    fake = step.fake_quantized(model, quick(), Context(workdir=tmp_path, threads=1))
     assert not fake.trainee.has_batch_norm
     with torch.no_grad():
         # Quantizers that watch let everything pass as it is.
@@ -293,9 +287,9 @@ def test_through_the_pipeline(digits, tmp_path):
     np.savez(tmp_path / "training.npz", **{name: array[:256] for name, array in digits.items()})
     workdir = tmp_path / "work"
     workdir.mkdir()
-    step = {"type": "quantize", "mode": "qat", "weight_bits": 4, "training": {"epochs": 1}}
+    qat = {"type": "quantize", "mode": "qat", "weight_bits": 4, "training": {"epochs": 1}}
     spec = PipelineSpec.model_validate(
-        {"steps": [step], "benchmark": {"max_seconds": 0.01, "min_rounds": 5, "max_rounds": 5}}
+        {"steps": [qat], "benchmark": {"max_seconds": 0.01, "min_rounds": 5, "max_rounds": 5}}
     )
     data = {"training": DataSource(tmp_path / "training.npz")}
     result = run(DIGITS / "digits-cnn.onnx", spec, Context(workdir=workdir, threads=1), data)
