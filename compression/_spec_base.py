@@ -31,3 +31,8 @@ class StepSpec(Spec):
     def data_needed(self) -> frozenset[DataRole]:
         """What the step cannot do without; steps that need no data say nothing."""
         return frozenset()
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether the step works with a second uploaded model."""
+        return False

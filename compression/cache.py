@@ -30,7 +30,12 @@ def checkpoint_key(step_key: str) -> str:
 
 
 def step_keys(
-    model_sha256: str, data_sha256: Mapping[str, str], spec: PipelineSpec, host: Iterable[str] = ()
+    model_sha256: str,
+    data_sha256: Mapping[str, str],
+    spec: PipelineSpec,
+    host: Iterable[str] = (),
+    *,
+    student_sha256: str | None = None,
 ) -> list[str]:
     """One key (64 hex digits) for each step of `spec`, in order.
 
@@ -42,6 +47,7 @@ def step_keys(
         data_sha256: Hash of each dataset by its role.
         spec: The pipeline; its `benchmark` part has no influence.
         host: Facts of this machine that steps look at, such as CPU flags.
+        student_sha256: Hash of the second model, where there is one.
     """
     digest = hashlib.sha256()
 
@@ -49,6 +55,8 @@ def step_keys(
         digest.update(json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n")
 
     mix(["levity-step-1", model_sha256, dict(data_sha256), spec.seed, library_versions(), sorted(host)])
+    if student_sha256 is not None:
+        mix(["student", student_sha256])
     keys = []
     for step in spec.steps:
         mix(step.model_dump(mode="json"))

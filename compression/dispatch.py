@@ -45,12 +45,14 @@ class Material:
         original: Gives the model as it was uploaded.
         seed: The run's seed.
         key: The step's key (see `compression.cache`).
+        student: The second uploaded model; there when the step's spec needs it.
     """
 
     feeds: Mapping[str, ModelFeed]
     original: Callable[[], onnx.ModelProto]
     seed: int
     key: str
+    student: onnx.ModelProto | None = None
 
     def training(self, context: Context) -> TrainingMaterial:
         """The same for a step that trains, in a process where torch computes with the run's threads.
@@ -68,7 +70,7 @@ class Material:
 
         if context.threads:
             torch.set_num_threads(context.threads)
-        return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key)
+        return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key, self.student)
 
 
 def apply(  # noqa: C901, PLR0911 - one case for each technique

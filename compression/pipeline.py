@@ -23,7 +23,7 @@ from compression.context import Context, StepCache
 from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
-from compression.errors import CompressionError, DataRejected
+from compression.errors import CompressionError, DataRejected, ModelRejected
 from compression.graph.architectures.companion import read_companion
 from compression.graph.architectures.spec import COMPANION
 from compression.graph.inspect import summarize
@@ -32,7 +32,7 @@ from compression.quantization.isa import cpu_facts
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
 from compression.signature import ModelSummary
-from compression.spec import PipelineSpec, missing_data
+from compression.spec import STUDENT_MISSING, STUDENT_NOT_USED, PipelineSpec, missing_data
 from compression.verification import Verifier, reference_outputs
 
 ROLES = get_args(DataRole)
@@ -56,8 +56,10 @@ def run(
     context: Context,
     data: Mapping[str, DataSource] | None = None,
     *,
+    student: Path | None = None,
     model_sha256: str | None = None,
     data_sha256: Mapping[str, str] | None = None,
+    student_sha256: str | None = None,
 ) -> PipelineResult:
     """Apply `spec` to a model; the files are in `context.workdir / "out"` afterwards.
 
@@ -67,8 +69,10 @@ def run(
         context: Folder, device, hooks.
         data: Datasets by role: `calibration`, `training`, `evaluation`. All are optional, save that static
             quantization needs the first and steps that train need the second.
+        student: A second ONNX file, which a `distill` step with that student trains.
         model_sha256: Hash of the upload, where the caller knows it already.
         data_sha256: Hashes of the datasets by role, likewise.
+        student_sha256: Hash of the student, likewise.
 
     Raises:
         ModelRejected, DataRejected, StepFailed: with a code and a sentence.
@@ -78,6 +82,7 @@ def run(
     started = time.perf_counter()
     sources = dict(data or {})
     _check_roles(spec, sources)
+    _check_student(spec, student)
     try:
         # The verifying process starts first: what it imports is imported while the steps work.
         with Verifier(context.workdir, threads=context.threads) as verifier:
@@ -86,12 +91,15 @@ def run(
             original = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
             feeds = {role: _feed(source, original, role) for role, source in sources.items()}
             context.check_cancelled()
+            second = None if student is None else load(student)
             hashes = _Hashes(
-                model_sha256 or publishing.sha256_of(model, *(model.parent / name for name in loaded.external_files)),
+                model_sha256 or _sha256(model, loaded),
                 data_sha256 or {role: publishing.sha256_of(source.path) for role, source in sources.items()},
+                None if student is None or second is None else student_sha256 or _sha256(student, second),
             )
-            keys = step_keys(hashes.model, hashes.data, spec, cpu_facts())
-            subject = _Subject(_in_one_file(model, loaded, context), original, spec, context, feeds)
+            keys = step_keys(hashes.model, hashes.data, spec, cpu_facts(), student_sha256=hashes.student)
+            path = _in_one_file(model, loaded, context)
+            subject = _Subject(path, original, spec, context, feeds, None if second is None else second.model)
             result_model, steps = _apply_all(loaded.model, subject, keys)
             written = _write_and_verify(result_model, subject, verifier)
         result = _measure(subject, result_model, written, steps, started)
@@ -110,6 +118,7 @@ class _Hashes:
 
     model: str
     data: Mapping[str, str]
+    student: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,10 @@ class _Subject:
     spec: PipelineSpec
     context: Context
     feeds: Mapping[str, ModelFeed]
+    student: onnx.ModelProto | None = None
 
     def material(self, key: str) -> Material:
-        return Material(self.feeds, lambda: onnx.load(self.path), self.spec.seed, key)
+        return Material(self.feeds, lambda: onnx.load(self.path), self.spec.seed, key, self.student)
 
 
 def _check_roles(spec: PipelineSpec, data: Mapping[str, DataSource]) -> None:
@@ -133,6 +143,17 @@ def _check_roles(spec: PipelineSpec, data: Mapping[str, DataSource]) -> None:
     for role, step in spec.data_needed.items():
         if role not in data:
             raise DataRejected(f"{role}_data_missing", missing_data(role, step))
+
+
+def _check_student(spec: PipelineSpec, student: Path | None) -> None:
+    if spec.needs_student and student is None:
+        raise ModelRejected("student_missing", STUDENT_MISSING)
+    if student is not None and not spec.needs_student:
+        raise ModelRejected("student_not_used", STUDENT_NOT_USED)
+
+
+def _sha256(path: Path, loaded: LoadedModel) -> str:
+    return publishing.sha256_of(path, *(path.parent / name for name in loaded.external_files))
 
 
 def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from compression._spec_base import DataRole, Spec, StepSpec
 from compression.clustering.spec import Cluster
-from compression.distillation.spec import Distill
+from compression.distillation.spec import STUDENT_MISSING, Distill
 from compression.factorization.spec import Factorize
 from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.spec import Prune
@@ -27,6 +27,8 @@ from compression.quantization.spec import (
 from compression.training.spec import Finetune
 
 __all__ = [
+    "STUDENT_MISSING",
+    "STUDENT_NOT_USED",
     "BenchmarkSpec",
     "Cluster",
     "Distill",
@@ -173,6 +175,11 @@ class PipelineSpec(Spec):
                 needed.setdefault(role, step.type)
         return needed
 
+    @property
+    def needs_student(self) -> bool:
+        """True when a step works with a second uploaded model, the student."""
+        return any(step.needs_student for step in self.steps)
+
 
 _MISSING_DATA: dict[DataRole, str] = {
     "calibration": "A '{step}' step reads activation ranges from data: give a calibration dataset, or choose a mode "
@@ -180,6 +187,7 @@ _MISSING_DATA: dict[DataRole, str] = {
     "training": "A '{step}' step trains: give a training dataset.",
     "evaluation": "A '{step}' step measures accuracy: give an evaluation dataset.",
 }
+STUDENT_NOT_USED = "No step works with the student; distill into it with student.kind 'model', or leave it out."
 
 
 def missing_data(role: DataRole, step: str) -> str:

@@ -160,6 +160,7 @@ class Levity:
         pipeline: Sequence[Mapping[str, Any]],
         *,
         data: Mapping[str, str | Dataset] | None = None,
+        student: str | Model | None = None,
         benchmark: Mapping[str, Any] | None = None,
         seed: int | None = None,
         name: str | None = None,
@@ -177,6 +178,7 @@ class Levity:
             model: The model or its id.
             pipeline: Steps in order, such as `{"type": "prune", "amount": 0.5}`; `steps` lists what there is.
             data: Datasets, or their ids, by role: `calibration`, `training`, `evaluation`.
+            student: The model, or its id, that a `distill` step with a student of kind `model` trains.
             benchmark: How the result is measured, such as `{"max_seconds": 10}`.
             seed: Seed of everything random.
             name: What people call the job.
@@ -191,6 +193,7 @@ class Levity:
         """
         optional = {
             "data": data and {role: _id(dataset) for role, dataset in data.items()},
+            "student_id": student and _id(student),
             "benchmark": benchmark and dict(benchmark),
             "seed": seed,
             "name": name,

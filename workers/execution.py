@@ -81,7 +81,14 @@ def _execute(line: int, request: Request) -> Answer:
     )
     data_sha256 = {role: data.sha256 for role, data in request.data.items()}
     result = run(
-        Path(request.model), request.spec, context, sources, model_sha256=request.model_sha256, data_sha256=data_sha256
+        Path(request.model),
+        request.spec,
+        context,
+        sources,
+        student=None if request.student is None else Path(request.student),
+        model_sha256=request.model_sha256,
+        data_sha256=data_sha256,
+        student_sha256=request.student_sha256,
     )
     return Compressed(result=result)
 

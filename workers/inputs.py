@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
 from catalog.blobs import Blobs
 from catalog.datasets.repository import Datasets
 from catalog.datasets.tables import DatasetRow
@@ -27,6 +29,7 @@ from workers.files import check_plain_name, remove_tree
 from workers.protocol import CACHE_FOLDER, DatasetInput, Request
 
 _MODEL_FOLDER = "in/model"
+_STUDENT_FOLDER = "in/student"
 _DATA_FOLDER = "in/data"
 
 
@@ -40,6 +43,7 @@ class Inputs:
     spec: PipelineSpec | None
     keys: Sequence[str]
     """The name of each step of `spec` in the step cache."""
+    student: ModelRow | None = None
 
     @property
     def files_to_make(self) -> list[str]:
@@ -54,12 +58,8 @@ def find_inputs(database: Database, job: JobRow) -> Inputs:
         JobFailed: The model or a dataset was deleted meanwhile.
     """
     with database.read() as session:
-        model = None
-        if job.kind != JobKind.INSPECT_DATASET:
-            try:
-                model = Models(session).get(job.model_id or "")
-            except NotFound as error:
-                raise _model_deleted(job) from error
+        model = None if job.kind == JobKind.INSPECT_DATASET else _model(session, job.model_id)
+        student = None if job.student_id is None else _model(session, job.student_id)
         datasets: dict[str, DatasetRow] = {}
         for role, dataset_id in Jobs(session).datasets(job.id).items():
             try:
@@ -70,7 +70,16 @@ def find_inputs(database: Database, job: JobRow) -> Inputs:
         return Inputs(model, datasets, None, ())
     spec = PipelineSpec.model_validate(job.spec)
     data_sha256 = {role: row.sha256 for role, row in datasets.items()}
-    return Inputs(model, datasets, spec, step_keys(model.sha256, data_sha256, spec, cpu_facts()))
+    student_sha256 = None if student is None else student.sha256
+    keys = step_keys(model.sha256, data_sha256, spec, cpu_facts(), student_sha256=student_sha256)
+    return Inputs(model, datasets, spec, keys, student)
+
+
+def _model(session: Session, model_id: str | None) -> ModelRow:
+    try:
+        return Models(session).get(model_id or "")
+    except NotFound as error:
+        raise _model_deleted(model_id) from error
 
 
 def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Callable[[], None]) -> Request:
@@ -87,13 +96,8 @@ def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Ca
         JobFailed: The model or a dataset was deleted meanwhile.
         StoreFull: There is no room for the copies.
     """
-    model = None
-    if inputs.model is not None:
-        try:
-            fetch_all(inputs.model.files, blobs, folder / _MODEL_FOLDER, between)
-        except (NotFound, FileNotFoundError) as error:
-            raise _model_deleted(job) from error
-        model = f"{_MODEL_FOLDER}/{inputs.model.files[0]['name']}"
+    model = _lay_out_model(inputs.model, blobs, folder, _MODEL_FOLDER, between)
+    student = _lay_out_model(inputs.student, blobs, folder, _STUDENT_FOLDER, between)
     data: dict[str, DatasetInput] = {}
     for role, row in inputs.datasets.items():
         name = check_plain_name(role)
@@ -111,10 +115,25 @@ def lay_out(job: JobRow, inputs: Inputs, blobs: Blobs, folder: Path, between: Ca
         kind=JobKind(job.kind).value,
         model=model,
         model_sha256=None if inputs.model is None else inputs.model.sha256,
+        student=student,
+        student_sha256=None if inputs.student is None else inputs.student.sha256,
         source=source,
         data=data,
         spec=inputs.spec,
     )
+
+
+def _lay_out_model(
+    row: ModelRow | None, blobs: Blobs, folder: Path, name: str, between: Callable[[], None]
+) -> str | None:
+    """Copy a model's files; the path of its graph within the child's folder."""
+    if row is None:
+        return None
+    try:
+        fetch_all(row.files, blobs, folder / name, between)
+    except (NotFound, FileNotFoundError) as error:
+        raise _model_deleted(row.id) from error
+    return f"{name}/{row.files[0]['name']}"
 
 
 def lay_out_finished_steps(
@@ -162,8 +181,8 @@ def fetch_all(files: Sequence[Json], blobs: Blobs, folder: Path, between: Callab
         blobs.fetch(file["sha256"], target)
 
 
-def _model_deleted(job: JobRow) -> JobFailed:
-    return JobFailed("model_deleted", f"Model {job.model_id} was deleted before the job could read it.")
+def _model_deleted(model_id: str | None) -> JobFailed:
+    return JobFailed("model_deleted", f"Model {model_id} was deleted before the job could read it.")
 
 
 def _dataset_deleted(role: str, dataset_id: str) -> JobFailed:

@@ -66,6 +66,9 @@ class Request(BaseModel):
     model_sha256: str | None = None
     source: ModelSource | None = None
     """For an inspection: the architecture of weights that come without a graph."""
+    student: str | None = None
+    """A second graph's file, likewise."""
+    student_sha256: str | None = None
     data: dict[str, DatasetInput] = {}
     """Datasets by role."""
     spec: PipelineSpec | None = None

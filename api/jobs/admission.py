@@ -8,7 +8,7 @@ from api.errors import FieldProblem, RequestError
 from catalog.datasets.tables import DatasetRow
 from catalog.models.tables import ModelRow
 from compression.signature import DatasetSummary, ModelSummary, label_problems, mismatches
-from compression.spec import PipelineSpec, missing_data
+from compression.spec import STUDENT_MISSING, STUDENT_NOT_USED, PipelineSpec, missing_data
 
 
 def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, DatasetRow]) -> None:
@@ -42,6 +42,20 @@ def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, Datas
         problems = label_problems(signature, data)
         if problems:
             raise _refusal("labels_out_of_range", role, dataset, "; ".join(problems))
+
+
+def check_student(spec: PipelineSpec, student_id: str | None) -> None:
+    """Refuse a job whose steps need a student that it does not name, or that names one for nothing.
+
+    Raises:
+        RequestError: `student_missing` or `student_not_used`.
+    """
+    if spec.needs_student == (student_id is not None):
+        return
+    code, message = (
+        ("student_missing", STUDENT_MISSING) if spec.needs_student else ("student_not_used", STUDENT_NOT_USED)
+    )
+    raise RequestError(code, message, errors=[FieldProblem(pointer="/student_id", message=message, code=code)])
 
 
 def _refusal(code: str, role: str, dataset: DatasetRow, problem: str) -> RequestError:

@@ -62,6 +62,8 @@ Jobs = Annotated[JobService, Depends(_service)]
             "dataset_rejected",
             "calibration_data_missing",
             "training_data_missing",
+            "student_missing",
+            "student_not_used",
             "dataset_mismatch",
             "labels_out_of_range",
             "idempotency_key_reused",

@@ -63,6 +63,8 @@ class CreateJob(Body):
 
     model_id: str
     """The model to work on."""
+    student_id: str | None = None
+    """The model that a `distill` step with a student of kind `model` trains; the result is then this model."""
     pipeline: Annotated[tuple[Step, ...], AfterValidator(_in_legal_order)] = Field(
         max_length=32, json_schema_extra={"minItems": 1}
     )
@@ -130,6 +132,7 @@ class Job(Document):
                     "name": "half the weights",
                     "labels": {"team": "vision"},
                     "model_id": "mdl_0193f0c2a6b77c0d8a4be21d09f1a2b3",
+                    "student_id": None,
                     "data": {},
                     "pipeline": [{"type": "prune", "amount": 0.5}],
                     "benchmark": BenchmarkSpec().model_dump(mode="json"),
@@ -168,6 +171,7 @@ class Job(Document):
     name: str
     labels: dict[str, str]
     model_id: str
+    student_id: str | None
     data: dict[DataRole, str]
     """Dataset ids by role."""
     pipeline: list[Step]
@@ -254,6 +258,7 @@ def job_json(row: JobRow, data: Mapping[str, str], artifacts: Sequence[ArtifactR
         "name": row.name,
         "labels": row.labels,
         "model_id": row.model_id,
+        "student_id": row.student_id,
         "data": data,
         "pipeline": row.spec["steps"],
         "benchmark": row.spec["benchmark"],

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import PageRequest, Services
 from api.errors import InvalidField, RequestError
-from api.jobs.admission import check_data
+from api.jobs.admission import check_data, check_student
 from api.jobs.schemas import CreateJob, artifact_json, attempt_json, event_json, job_json
 from catalog.datasets.repository import Datasets
 from catalog.db import Json, after_commit
@@ -59,6 +59,9 @@ class JobService:
     def _add(self, session: Session, body: CreateJob, request_id: str, binding: tuple[str, str] | None) -> Json:
         spec = PipelineSpec(steps=body.pipeline, benchmark=body.benchmark, seed=body.seed)
         model = Models(session).get_usable(body.model_id)
+        check_student(spec, body.student_id)
+        if body.student_id is not None:
+            Models(session).get_usable(body.student_id)
         ids = body.data.model_dump(exclude_none=True)
         # One order for all, so that two submissions cannot wait for each other's locks.
         rows = {dataset_id: Datasets(session).get_usable(dataset_id) for dataset_id in sorted(set(ids.values()))}
@@ -69,6 +72,7 @@ class JobService:
             max_attempts=body.max_attempts or self._settings.max_attempts,
             time_limit_seconds=self._time_limit(body),
             model_id=model.id,
+            student_id=body.student_id,
             datasets=ids,
             spec=spec.model_dump(mode="json"),
             name=body.name,
@@ -126,7 +130,8 @@ class JobService:
         with self._database.write() as session:
             jobs = Jobs(session)
             row = _get(session, job_id, lock=True)
-            Models(session).get_usable(row.model_id or "")
+            for model_id in sorted({row.model_id or "", row.student_id or row.model_id or ""}):
+                Models(session).get_usable(model_id)
             for dataset_id in sorted(set(jobs.datasets(job_id).values())):
                 Datasets(session).get_usable(dataset_id)
             row = jobs.retry(job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -36,6 +36,7 @@ class NewJob:
     max_attempts: int
     time_limit_seconds: float
     model_id: str | None = None
+    student_id: str | None = None
     datasets: Mapping[str, str] = field(default_factory=dict)
     """Dataset ids by role."""
     spec: Json = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Jobs:
             name=new.name,
             labels=new.labels,
             model_id=new.model_id,
+            student_id=new.student_id,
             spec=new.spec,
             queue=new.queue,
             priority=new.priority,
@@ -216,7 +218,7 @@ class Jobs:
         """Ids of compression jobs, not terminal yet, that use this model or dataset."""
         query = select(JobRow.id).where(JobRow.kind == JobKind.COMPRESS, JobRow.state.not_in(TERMINAL))
         if model_id is not None:
-            query = query.where(JobRow.model_id == model_id)
+            query = query.where(or_(JobRow.model_id == model_id, JobRow.student_id == model_id))
         if dataset_id is not None:
             query = query.join(JobDatasetRow).where(JobDatasetRow.dataset_id == dataset_id)
         return self._session.scalars(query.order_by(JobRow.id).limit(10)).all()

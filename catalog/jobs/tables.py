@@ -17,6 +17,7 @@ class JobRow(Base):
         Index("ix_jobs_lease", "state", "lease_until"),
         Index("ix_jobs_list", "kind", "state", "id"),
         Index("ix_jobs_model_id", "model_id"),
+        Index("ix_jobs_student_id", "student_id"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -25,6 +26,8 @@ class JobRow(Base):
     labels: Mapped[Json]
     model_id: Mapped[str | None] = mapped_column(String(40))
     """The model to work on. No foreign key: the job's record outlives the model."""
+    student_id: Mapped[str | None] = mapped_column(String(40))
+    """The model that learns from it, where the pipeline distils into an uploaded one."""
     spec: Mapped[Json]
     """`compression.spec.PipelineSpec`; empty for inspections."""
     queue: Mapped[str] = mapped_column(String(16))

@@ -39,7 +39,7 @@ class ArrayFile(Protocol):
 
 
 class ArrayDataset:
-    """Named arrays whose first axis is the sample; `labels` is the class of each, `targets` what the model should give."""
+    """Named arrays whose first axis is the sample; `labels` is the class of each, `targets` what should come out."""
 
     def __init__(self, path: Path, kind: Literal["safetensors", "npz"]) -> None:
         self._file: ArrayFile = _Safetensors(path) if kind == "safetensors" else _Npz(path)

@@ -92,28 +92,30 @@ class NewPupil:
         return graph, check(self.student, graph, tuple(value.cpu() for value in inputs), self._teacher)
 
 
-class SlimPupil:
-    """The teacher without its least important channels; its values are written back into the smaller graph.
+def slimmed(model: onnx.ModelProto, spec: SlimStudent, context: Context) -> onnx.ModelProto:
+    """The teacher without its least important channels."""
+    away = 1 - spec.width
+    pruning = PruneChannels(amount=away, max_amount=max(away, 0.9), round_to=spec.round_to)
+    # Its progress would start from 0 once more.
+    quiet = Context(context.workdir, context.device, context.threads, is_cancelled=context.is_cancelled)
+    slim, _ = prune_channels(model, pruning, quiet, seed=0)
+    return slim
+
+
+class GraphPupil:
+    """A student that comes as a graph; its values are written back into it.
 
     Args:
-        spec: How much of it stays.
+        graph: The student, with the teacher's names of inputs and outputs.
         teacher: What it takes and gives.
-        model: The teacher.
-        context: Device and cancellation.
+        context: Device.
         fixed_batch: Samples that the graph takes at a time, or None.
     """
 
-    def __init__(
-        self, spec: SlimStudent, teacher: Interface, model: onnx.ModelProto, context: Context, fixed_batch: int | None
-    ) -> None:
+    def __init__(self, graph: onnx.ModelProto, teacher: Interface, context: Context, fixed_batch: int | None) -> None:
         self._teacher = teacher
         self.fixed_batch = fixed_batch
-        away = 1 - spec.width
-        pruning = PruneChannels(amount=away, max_amount=max(away, 0.9), round_to=spec.round_to)
-        # Its progress would start from 0 once more.
-        quiet = Context(context.workdir, context.device, context.threads, is_cancelled=context.is_cancelled)
-        slim, _ = prune_channels(model, pruning, quiet, seed=0)
-        self._trainee = Trainee(slim, context.device)
+        self._trainee = Trainee(graph, context.device)
         self.module: nn.Module = self._trainee.module
         self.forms = tuple(Form(one.shape, bool(one.open_axes), one.ending) for one in teacher.outputs)
 

@@ -11,6 +11,7 @@ from compression.training.spec import Training
 
 Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
+STUDENT_MISSING = "The 'distill' step has a student of kind 'model': name an uploaded model as the job's student."
 _WITH_DEPTH = frozenset({"mlp", "cnn", "transformer"})
 # What a student trained from nothing needs; recovery after pruning needs less.
 _TRAINING = Training(epochs=30, learning_rate=2e-3, warmup_epochs=1)
@@ -66,6 +67,13 @@ class SlimStudent(Spec):
     """Layers keep a multiple of so many channels, rounded up."""
 
 
+class UploadedStudent(Spec):
+    """A second uploaded model, which the job names as its student; it starts from the weights that it has."""
+
+    kind: Literal["model"]
+    """The model in the job's `student_id`."""
+
+
 def _kind(value: object) -> str | None:
     """What tells the students apart; `architecture` need not be said."""
     kind = value.get("kind", "architecture") if isinstance(value, dict) else getattr(value, "kind", None)
@@ -73,9 +81,13 @@ def _kind(value: object) -> str | None:
 
 
 Student = Annotated[
-    Annotated[ArchitectureStudent, Tag("architecture")] | Annotated[SlimStudent, Tag("slim")],
+    Annotated[ArchitectureStudent, Tag("architecture")]
+    | Annotated[SlimStudent, Tag("slim")]
+    | Annotated[UploadedStudent, Tag("model")],
     Discriminator(
-        _kind, custom_error_type="unknown_student", custom_error_message="student.kind must be architecture or slim"
+        _kind,
+        custom_error_type="unknown_student",
+        custom_error_message="student.kind must be architecture, slim or model",
     ),
 ]
 """The network that learns."""
@@ -164,6 +176,10 @@ class Distill(StepSpec):
     @property
     def data_needed(self) -> frozenset[DataRole]:
         return frozenset({"training"})
+
+    @property
+    def needs_student(self) -> bool:
+        return isinstance(self.student, UploadedStudent)
 
     @model_validator(mode="after")
     def _fields_have_effect(self) -> Self:

@@ -25,9 +25,10 @@ from compression.distillation.features import (
 )
 from compression.distillation.interface import interface_of
 from compression.distillation.objective import Comparison, Distillation, Inside, comparison, describe
-from compression.distillation.pupils import NewPupil, Pupil, SlimPupil
-from compression.distillation.spec import Distill, SlimStudent
+from compression.distillation.pupils import GraphPupil, NewPupil, Pupil, slimmed
+from compression.distillation.spec import STUDENT_MISSING, Distill, SlimStudent, UploadedStudent
 from compression.distillation.students.fit import Interface
+from compression.distillation.uploaded import adopted, signature_batch
 from compression.errors import StepFailed
 from compression.graph.macs import count_macs
 from compression.graph.parameters import count_parameters
@@ -76,7 +77,15 @@ def distill(
     interface = interface_of(model, teacher.module, shown.inputs, outputs)
     with torch.random.fork_rng([]):
         torch.manual_seed(material.seed)
-        pupil = _pupil(spec, interface, model, context, material.feed.fixed_batch)
+        pupil = _pupil(
+            spec,
+            interface,
+            model,
+            material.student,
+            shown=shown.inputs,
+            context=context,
+            fixed_batch=material.feed.fixed_batch,
+        )
         _check_batch(pupil, spec.training, len(samples))
         inside = _inside(spec, pupil, teacher, shown.inputs)
         tap = teacher.tap(inside) if inside.pairs else None
@@ -116,10 +125,22 @@ def distill(
 
 
 def _pupil(
-    spec: Distill, teacher: Interface, model: onnx.ModelProto, context: Context, fixed_batch: int | None
+    spec: Distill,
+    teacher: Interface,
+    model: onnx.ModelProto,
+    student: onnx.ModelProto | None,
+    *,
+    shown: Tensors,
+    context: Context,
+    fixed_batch: int | None,
 ) -> Pupil:
     if isinstance(spec.student, SlimStudent):
-        return SlimPupil(spec.student, teacher, model, context, fixed_batch)
+        return GraphPupil(slimmed(model, spec.student, context), teacher, context, fixed_batch)
+    if isinstance(spec.student, UploadedStudent):
+        if student is None:
+            raise StepFailed("student_missing", STUDENT_MISSING)
+        graph = adopted(student, teacher, shown)
+        return GraphPupil(graph, teacher, context, signature_batch(graph))
     return NewPupil(spec.student, teacher, model, context.device)
 
 

@@ -29,12 +29,14 @@ class TrainingMaterial:
         original: Gives the model as it was uploaded.
         seed: The run's seed.
         key: The step's key, for checkpoints; None keeps none.
+        student: The second uploaded model, where there is one.
     """
 
     feed: ModelFeed
     original: Callable[[], onnx.ModelProto]
     seed: int
     key: str | None = None
+    student: onnx.ModelProto | None = None
 
     def samples(self, trainee: Trainee, spec: Training, context: Context) -> TrainingSet:
         """All samples that `spec` wants, by index."""

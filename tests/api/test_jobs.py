@@ -113,7 +113,7 @@ def test_a_worker_of_the_queue_is_woken_after_the_commit(service, queue):
         ({"start_within_seconds": -1}, "/start_within_seconds"),
         ({"benchmark": {"max_rounds": 1}}, "/benchmark/max_rounds"),
         ({"benchmark": {"min_rounds": 100, "max_rounds": 10}}, "/benchmark"),
-        ({"data": {"training": "dts_x"}}, "/data/training"),
+        ({"data": {"validation": "dts_x"}}, "/data/validation"),
         ({"colour": "red"}, "/colour"),
         ({"model_id": 5}, "/model_id"),
     ],
@@ -147,6 +147,15 @@ def test_things_that_were_rejected(service):
 def test_static_quantization_needs_calibration_data(service):
     response = service.submit(pipeline=[STATIC], data={"evaluation": service.dataset()})
     assert_problem(response, 422, "calibration_data_missing", "/data/calibration")
+
+
+def test_a_student_is_named_when_a_step_needs_one_and_only_then(service):
+    data = {"training": service.dataset()}
+    distill = [{"type": "distill", "student": {"kind": "model"}}]
+    assert_problem(service.submit(pipeline=distill, data=data), 422, "student_missing", "/student_id")
+    assert_problem(service.submit(student_id="mdl_x"), 422, "student_not_used", "/student_id")
+    response = service.submit(pipeline=distill, data=data, student_id="mdl_x")
+    assert_problem(response, 404, "model_not_found")
 
 
 @pytest.mark.parametrize(

@@ -123,14 +123,19 @@ def test_steps_describe_themselves(http):
     steps = http.get("/v1/steps").json()
     names = [(step["type"], step["mode"]) for step in steps["steps"]]
     assert names == [
+        ("distill", None),
         ("prune", None),
+        ("prune_channels", None),
+        ("factorize", None),
+        ("finetune", None),
         ("cluster", None),
         ("quantize", "dynamic"),
         ("quantize", "static"),
         ("quantize", "weight_only"),
         ("quantize", "float16"),
+        ("quantize", "qat"),
     ]
-    prune = steps["steps"][0]
+    prune = steps["steps"][1]
     assert prune["schema"]["properties"]["amount"]["description"].startswith("Share of weights")
     assert prune["defaults"]["scope"] == "layer"
     assert "least important" in prune["description"]

@@ -45,7 +45,7 @@ def exported(student: Student, teacher: Interface, like: onnx.ModelProto) -> onn
             model = _network(student, teacher, takes, keep_open=False).export(list(gives))
         except ModelRejected:
             raise StepFailed("student_not_exportable", error.message) from None
-    _rename(model, takes | gives)
+    rename(model, takes | gives)
     model.graph.name = "student"
     del model.metadata_props[:]
     model.metadata_props.extend(like.metadata_props)
@@ -101,7 +101,7 @@ def _placeholders(kind: str, names: Sequence[str]) -> dict[str, str]:
     return {f"__student_{kind}_{position}": name for position, name in enumerate(names)}
 
 
-def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Give values other names, in place; whatever bears one of the new names already steps aside."""
     taken = set(names.values())
     known = {name for graph, _ in walk.graphs(model) for name in _value_names(graph)}

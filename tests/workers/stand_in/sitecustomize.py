@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def run(model, spec, context, data=None, *, model_sha256=None, data_sha256=None):
+def run(model, spec, context, data=None, *, student=None, model_sha256=None, data_sha256=None, student_sha256=None):
     from compression.cache import step_keys
     from compression.quantization.isa import cpu_facts
 
