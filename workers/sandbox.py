@@ -112,6 +112,8 @@ class Sandbox:
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
             "HOME": str(home),
             "LANG": "C.UTF-8",
+            # Threads that wait would otherwise spin, and take the cores from those that they wait for.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in _source_folders())),
             "TMPDIR": "/tmp" if self.level == "bubblewrap" else str(workdir),  # noqa: S108 - private to the child

@@ -280,7 +280,7 @@ def test_labels_beyond_a_yes_or_no(learn):
     ("options", "message"),
     [
         ({"student": {"name": "resnet"}}, "Input should be 'mobilenet_v2'"),
-        ({"student": {"kind": "graph"}}, "student.kind must be architecture or slim"),
+        ({"student": {"kind": "graph"}}, "student.kind must be architecture, slim or model"),
         ({"student": {"name": "mobilenet_v2", "depth": 3}}, "depth has no effect on 'mobilenet_v2'"),
         ({"student": {"name": "cnn", "width": 3}}, "less than or equal to 2"),
         ({"student": {"kind": "slim", "width": 1}}, "less than 1"),
