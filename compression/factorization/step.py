@@ -161,8 +161,7 @@ def _split(model: onnx.ModelProto, layer: _Layer, ranks: Sequence[int]) -> float
         factors, nodes, approximation = _conv(node, layer, ranks)
     else:
         factors, nodes, approximation = _product(node, layer, ranks[0])
-    for name in (*factors, *(output for new in nodes[:-1] for output in new.output)):
-        _check_free(model, name)
+    _check_free(model, (*factors, *(output for new in nodes[:-1] for output in new.output)))
     stored = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight.name)
     model.graph.initializer.remove(stored)
     dtype = helper.tensor_dtype_to_np_dtype(stored.data_type)
@@ -240,12 +239,11 @@ def _conv(node: onnx.NodeProto, layer: _Layer, ranks: Sequence[int]) -> _Parts:
     return factors, [first, core, last], np.einsum("rs...,or,is->oi...", middle, outer, inner)
 
 
-def _check_free(model: onnx.ModelProto, name: str) -> None:
-    """Raise `StepFailed` `name_taken` when the graph has a value of that name: two would silently be one."""
-    for graph, _ in walk.graphs(model):
-        values = (value.name for value in (*graph.initializer, *graph.input))
-        outputs = (output for node in graph.node for output in node.output)
-        if name in values or name in outputs:
+def _check_free(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Raise `StepFailed` `name_taken` when the graph has a value of such a name: two would silently be one."""
+    taken = {name for graph, _ in walk.graphs(model) for name in walk.defined(graph)}
+    for name in names:
+        if name in taken:
             raise StepFailed("name_taken", f"The graph has a value '{name}' already, which a factor would be called.")
 
 

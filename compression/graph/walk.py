@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 
@@ -54,6 +54,22 @@ def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
             sparse.append(attribute.sparse_tensor)
         for tensor in sparse:
             yield from (tensor.values, tensor.indices)
+
+
+def defined(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of the values that a graph defines itself: inputs, initializers and outputs of its nodes."""
+    yield from (named.name for named in (*graph.input, *graph.initializer))
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def rename_values(model: onnx.ModelProto, new: Mapping[str, str]) -> None:
+    """Give values other names, in place, wherever they are defined or read; no new name may be taken."""
+    for graph, _ in graphs(model):
+        for named in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
+            named.name = new.get(named.name, named.name)
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [new.get(name, name) for name in names]
 
 
 def display_name(node: onnx.NodeProto) -> str:

@@ -82,21 +82,21 @@ def with_norms(values: Iterable[tuple[Weight, Array]], norms: Mapping[str, Array
 
 def _activations(model: onnx.ModelProto, weights: Sequence[Weight]) -> dict[str, tuple[str, int]]:
     """By weight name, the value that it is multiplied by and that value's axis of inputs."""
+    producers = {output: node for node in model.graph.node for output in node.output}
     wanted = {node: weight.name for weight in weights for node in weight.nodes}
     found: dict[str, tuple[str, int]] = {}
     for node in model.graph.node:
         weight = wanted.get(walk.display_name(node))
-        if weight is None or node.op_type not in _AXES or weight not in _behind(model, node.input[1]):
+        if weight is None or node.op_type not in _AXES or weight not in _behind(producers, node.input[1]):
             continue
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
         found.setdefault(weight, (node.input[0], 0 if transposed else _AXES[node.op_type]))
     return found
 
 
-def _behind(model: onnx.ModelProto, name: str) -> set[str]:
+def _behind(producers: Mapping[str, onnx.NodeProto], name: str) -> set[str]:
     """A value and those that it is only another layout or type of."""
     names = {name}
-    producers = {output: node for node in model.graph.node for output in node.output}
     while name in producers and producers[name].op_type in ("Identity", "Cast", "Transpose"):
         name = producers[name].input[0]
         names.add(name)

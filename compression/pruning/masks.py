@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from compression.graph.weights import Array, Weight
 from compression.pruning import selection
 from compression.pruning.selection import Mask
 from compression.pruning.spec import Prune
-
-Saliencies = Sequence[tuple[Weight, Array]]
 
 
 def masks(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx
 
 from compression.errors import StepFailed
@@ -29,7 +27,7 @@ def make_room(model: onnx.ModelProto) -> None:
     `w_scale` becomes `w_scale.float` where there is a tensor `w`. Names that nothing is derived from stay, and so do
     those of the model's inputs and outputs, which are not ours to change; see `check_unique`.
     """
-    taken = {name for graph, _ in walk.graphs(model) for name in _defined(graph)}
+    taken = {name for graph, _ in walk.graphs(model) for name in walk.defined(graph)}
     fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
     new: dict[str, str] = {}
     for name in sorted(taken - fixed):
@@ -37,7 +35,7 @@ def make_room(model: onnx.ModelProto) -> None:
             new[name] = _free(f"{name}.float", taken)
             taken.add(new[name])
     if new:
-        _rename(model, new)
+        walk.rename_values(model, new)
 
 
 def check_unique(model: onnx.ModelProto) -> None:
@@ -47,7 +45,7 @@ def check_unique(model: onnx.ModelProto) -> None:
         StepFailed: `name_taken`.
     """
     seen: set[str] = set()
-    for name in _defined(model.graph):
+    for name in walk.defined(model.graph):
         if name in seen:
             raise name_taken(name)
         seen.add(name)
@@ -62,21 +60,7 @@ def name_taken(name: str) -> StepFailed:
     )
 
 
-def _defined(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (named.name for named in (*graph.input, *graph.initializer))
-    yield from (name for node in graph.node for name in node.output if name)
-
-
 def _free(name: str, taken: set[str]) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def _rename(model: onnx.ModelProto, new: dict[str, str]) -> None:
-    for graph, _ in walk.graphs(model):
-        for named in (*graph.initializer, *graph.value_info, *graph.input, *graph.output):
-            named.name = new.get(named.name, named.name)
-        for node in graph.node:
-            for names in (node.input, node.output):
-                names[:] = [new.get(name, name) for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -104,7 +104,7 @@ def _placeholders(kind: str, names: Sequence[str]) -> dict[str, str]:
 def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     """Give values other names, in place; whatever bears one of the new names already steps aside."""
     taken = set(names.values())
-    known = {name for graph, _ in walk.graphs(model) for name in _value_names(graph)}
+    known = {name for graph, _ in walk.graphs(model) for name in walk.defined(graph)}
     aside = {}
     for name in sorted(known & taken - set(names)):
         number = 1
@@ -112,18 +112,4 @@ def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
             number += 1
         aside[name] = f"{name}_{number}"
         known.add(aside[name])
-    final = {**aside, **names}
-    for graph, _ in walk.graphs(model):
-        for node in graph.node:
-            for field in (node.input, node.output):
-                field[:] = [final.get(name, name) for name in field]
-        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            value.name = final.get(value.name, value.name)
-
-
-def _value_names(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield from node.input
-        yield from node.output
-    for value in (*graph.input, *graph.initializer):
-        yield value.name
+    walk.rename_values(model, {**aside, **names})
