@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from compression.distillation.students.network import Student
+from compression.graph.to_torch import as_tuple
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -140,8 +141,9 @@ class GraphTap:
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
         outputs, found = self._module(*inputs)
-        outputs = tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
-        return outputs, tuple(one.channels_first(value) for one, value in zip(self._wanted, found, strict=True))
+        return as_tuple(outputs), tuple(
+            one.channels_first(value) for one, value in zip(self._wanted, found, strict=True)
+        )
 
 
 # Modules

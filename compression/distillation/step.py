@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from torch import fx, nn
 
 from compression.context import Context
 from compression.distillation.features import (
@@ -32,15 +31,15 @@ from compression.distillation.uploaded import adopted, signature_batch
 from compression.errors import StepFailed
 from compression.graph.macs import count_macs
 from compression.graph.parameters import count_parameters
-from compression.graph.to_torch import to_torch
-from compression.training.constraints import Constraint, NoConstraint, Regularizer
+from compression.graph.to_torch import as_tuple
+from compression.training.constraints import NoConstraint, regularizers
 from compression.training.dataset import TrainingBatch, TrainingSet, in_order
 from compression.training.loop import Lesson, train
 from compression.training.spec import Training
 from compression.training.step import TrainingMaterial
 from compression.training.teacher import Teacher
+from compression.training.trainee import batch_norms
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Statistics of fewer samples than this are none.
 _FEWEST = 2
 # Samples whose outputs show the teacher's shapes and spread.
@@ -69,7 +68,7 @@ def distill(
             `loss_not_finite`, `student_not_exportable` or `student_export_differs`.
         DataRejected: `dataset_mismatch`, `dataset_too_small` or `labels_invalid`.
     """
-    teacher = _Teaching(to_torch(model, device=context.device), material.feed.fixed_batch)
+    teacher = _Teaching(model, context.device, material.feed.fixed_batch)
     samples = TrainingSet.read(material.feed, teacher.input_names, context, spec.training.samples)
     _check_taught(spec, samples)
     shown = samples.batch(_first(samples, _SHOWN), context.device)
@@ -99,10 +98,12 @@ def distill(
             student=pupil.tap([pair.student for pair in inside.pairs]),
             teacher=tap,
         )
+    # All layers that multiply have their outputs first.
+    weights = [(one, 0) for one in pupil.module.parameters() if one.dim() > 1]
     lesson = Lesson(
         samples=samples,
         objective=objective,
-        constraints=[_FromScratch(), *_regularization(pupil.module, spec.training)],
+        constraints=[_FromScratch(), *regularizers(spec.training, weights)],
         teacher=teacher if tap is None and spec.logits is not None else None,
         fixed_batch=pupil.fixed_batch,
         phase="distilling",
@@ -159,14 +160,14 @@ class _Teaching(Teacher):
     """The teacher, run in pieces of the batch that its graph fixes, if any.
 
     Args:
-        module: The imported network.
+        model: The network, as ONNX.
+        device: `cpu` or `cuda`.
         fixed_batch: Samples that it takes at a time, or None.
     """
 
-    def __init__(self, module: fx.GraphModule, fixed_batch: int | None) -> None:
-        self.module = module.requires_grad_(requires_grad=False)
+    def __init__(self, model: onnx.ModelProto, device: str, fixed_batch: int | None) -> None:
+        super().__init__(model, device)
         self._fixed_batch = fixed_batch
-        self._kept = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -174,7 +175,7 @@ class _Teaching(Teacher):
 
     @torch.no_grad()
     def outputs(self, batch: TrainingBatch) -> Tensors:
-        return _in_pieces(lambda inputs: _tuple(self.module(*inputs)), batch.inputs, self._fixed_batch)
+        return _in_pieces(lambda inputs: as_tuple(self.module(*inputs)), batch.inputs, self._fixed_batch)
 
     def activations(self, inputs: Tensors) -> list[Activation]:
         """All of them; `inputs` are more samples than a fixed batch has."""
@@ -219,23 +220,11 @@ def _in_pieces(run: Callable[[Tensors], Tensors], inputs: Tensors, size: int | N
     return tuple(torch.cat(column)[:samples] for column in zip(*found, strict=True))
 
 
-def _tuple(outputs: Any) -> Tensors:  # noqa: ANN401 - what a module gives
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
-
-
 class _FromScratch(NoConstraint):
     """The random network before the first step is no result."""
 
     def is_settled(self, progress: float) -> bool:
         return progress > 0
-
-
-def _regularization(student: nn.Module, spec: Training) -> list[Constraint]:
-    """Terms on the weights of all layers that multiply; their outputs are the first axis."""
-    if not (spec.l1 or spec.l2 or spec.group_lasso):
-        return []
-    weights = [(one, 0) for one in student.parameters() if one.dim() > 1]
-    return [Regularizer(weights, l1=spec.l1, l2=spec.l2, group_lasso=spec.group_lasso)]
 
 
 def _check_taught(spec: Distill, samples: TrainingSet) -> None:
@@ -250,7 +239,7 @@ def _check_taught(spec: Distill, samples: TrainingSet) -> None:
 def _check_batch(pupil: Pupil, spec: Training, samples: int) -> None:
     training = samples - math.ceil(samples * spec.validation_share)
     size = pupil.fixed_batch or min(spec.batch_size, training)
-    if size < _FEWEST and any(isinstance(layer, _NORMS) for layer in pupil.module.modules()):
+    if size < _FEWEST and batch_norms(pupil.module):
         raise StepFailed(
             "batch_too_small",
             f"The student has batch norms, which need at least {_FEWEST} samples in a step: set training.batch_size to "

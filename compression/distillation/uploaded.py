@@ -13,7 +13,7 @@ from compression.distillation.students.export import rename
 from compression.distillation.students.fit import Interface
 from compression.errors import StepFailed
 from compression.graph.inspect import summarize
-from compression.graph.to_torch import to_torch
+from compression.graph.to_torch import as_tuple, to_torch
 
 
 def signature_batch(model: onnx.ModelProto) -> int | None:
@@ -59,7 +59,7 @@ def adopted(student: onnx.ModelProto, teacher: Interface, samples: Sequence[torc
             inputs = tuple(value[:size] for value in given)
             with torch.no_grad():
                 outputs = module(*inputs)
-            found = interface_of(student, module, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
+            found = interface_of(student, module, inputs, as_tuple(outputs))
         except RuntimeError as error:
             shapes = ", ".join(str(list(value.shape)) for value in given)
             problems.append(f"it does not run on the teacher's inputs ({shapes}): {str(error).splitlines()[0][:200]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx
 import torch
@@ -101,6 +102,11 @@ def _places(model: onnx.ModelProto) -> frozenset[Use]:
         for node in graph.node
         for position in range(len(node.input))
     )
+
+
+def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401 - whatever a module gives
+    """What a module gives, as a tuple also where that is a single tensor."""
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _too_old(node: onnx.NodeProto, opset: int) -> Problem:

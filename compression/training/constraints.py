@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from compression.training.spec import Training
+
 
 class Constraint(Protocol):
     """Hooks that the training loop calls in this order at every step. `NoConstraint` has them all, empty."""
@@ -109,6 +111,13 @@ class Regularizer(NoConstraint):
             if self._group_lasso:
                 terms.append(self._group_lasso * group_norms(weight, axis).sum())
         return torch.stack(terms).sum() if terms else None
+
+
+def regularizers(spec: Training, weights: Sequence[tuple[nn.Parameter, int]]) -> list[Constraint]:
+    """The terms that `spec` adds to the loss, on weights each with the axis of its output channels."""
+    if not (spec.l1 or spec.l2 or spec.group_lasso):
+        return []
+    return [Regularizer(weights, l1=spec.l1, l2=spec.l2, group_lasso=spec.group_lasso)]
 
 
 def group_norms(weight: torch.Tensor, axis: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from compression.errors import DataRejected, StepFailed
+from compression.graph.to_torch import as_tuple
 from compression.training.dataset import TrainingBatch
 from compression.training.spec import Training
 
@@ -54,7 +55,7 @@ class Objective(Protocol):
 def outputs_of(module: nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, ...]:
     """All outputs of the module, in its order."""
     outputs = module(*batch.inputs)
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+    return as_tuple(outputs)
 
 
 class Supervised:

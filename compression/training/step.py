@@ -11,10 +11,10 @@ from compression.context import Context
 from compression.data.feed import ModelFeed
 from compression.errors import DataRejected
 from compression.graph.operators.bindings import AsStored
-from compression.training.constraints import Constraint, KeepZeros, Regularizer
+from compression.training.constraints import Constraint, KeepZeros, regularizers
 from compression.training.dataset import TrainingSet
 from compression.training.loop import Lesson, TrainingReport, train
-from compression.training.objectives import Objective, Supervised
+from compression.training.objectives import Supervised
 from compression.training.spec import Finetune, Training
 from compression.training.teacher import Teacher
 from compression.training.trainee import TrainableWeight, Trainee
@@ -80,7 +80,6 @@ def train_with(
     *,
     weights: Sequence[TrainableWeight],
     constraints: Sequence[Constraint],
-    objective: Objective | None = None,
 ) -> TrainingReport:
     """Train a model under a technique's constraints, with the regularization that the spec asks for.
 
@@ -91,23 +90,19 @@ def train_with(
         material: Data, seed and the original.
         weights: What regularization acts on.
         constraints: The technique's hooks.
-        objective: The loss; by default the one that `spec` describes.
     """
     samples = material.samples(trainee, spec, context)
     teacher = material.teacher(spec, context)
-    if objective is None:
-        if teacher is None and not samples.has_target:
-            raise DataRejected(
-                "labels_missing",
-                "Training needs 'labels' or 'targets' in the training dataset, or a teacher: set training.teacher to "
-                "'original'.",
-            )
-        objective = Supervised(spec, normalized=trainee.gives_probabilities)
-    hooks = [*regularization(spec, weights), *constraints]
+    if teacher is None and not samples.has_target:
+        raise DataRejected(
+            "labels_missing",
+            "Training needs 'labels' or 'targets' in the training dataset, or a teacher: set training.teacher to "
+            "'original'.",
+        )
     lesson = Lesson(
         samples=samples,
-        objective=objective,
-        constraints=hooks,
+        objective=Supervised(spec, normalized=trainee.gives_probabilities),
+        constraints=[*regularization(spec, weights), *constraints],
         teacher=teacher,
         fixed_batch=material.feed.fixed_batch,
         key=material.key,
@@ -117,8 +112,6 @@ def train_with(
 
 def regularization(spec: Training, weights: Sequence[TrainableWeight]) -> list[Constraint]:
     """The terms that `spec` adds to the loss."""
-    if not (spec.l1 or spec.l2 or spec.group_lasso):
-        return []
     # Convolutions, matrices and recurrent layers have their outputs first in torch; what keeps the file's layout has
     # them where the graph says.
     found = [
@@ -126,7 +119,7 @@ def regularization(spec: Training, weights: Sequence[TrainableWeight]) -> list[C
         for weight in weights
         for parameter in weight.parameters
     ]
-    return [Regularizer(found, l1=spec.l1, l2=spec.l2, group_lasso=spec.group_lasso)]
+    return regularizers(spec, found)
 
 
 def freeze_all_but(trainee: Trainee, weights: Sequence[TrainableWeight]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from torch import nn
+from torch import fx
 
 from compression.context import Context
 from compression.graph.to_torch import to_torch
@@ -27,15 +27,18 @@ class Teacher:
     Args:
         model: The network, as ONNX; it takes the same inputs as the one that is trained.
         device: `cpu` or `cuda`.
+
+    Attributes:
+        module: The same, imported; nothing in it learns.
     """
 
     def __init__(self, model: onnx.ModelProto, device: str) -> None:
-        self._module: nn.Module = to_torch(model, device=device).requires_grad_(requires_grad=False)
+        self.module: fx.GraphModule = to_torch(model, device=device).requires_grad_(requires_grad=False)
         self._kept: tuple[torch.Tensor, ...] | None = None
 
     @torch.no_grad()
     def outputs(self, batch: TrainingBatch) -> tuple[torch.Tensor, ...]:
-        return outputs_of(self._module, batch)
+        return outputs_of(self.module, batch)
 
     def watch(self, samples: TrainingSet, context: Context, batch_size: int | None) -> None:
         """Compute the outputs of all samples once, where they are small enough to be kept.

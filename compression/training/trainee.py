@@ -16,7 +16,7 @@ from compression.graph.to_torch import to_torch
 from compression.graph.weights import Weight, find_weights, select
 from compression.graph.write_back import write_back
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _PROBABILITIES = frozenset({"Softmax"})
 
 
@@ -92,31 +92,36 @@ class Trainee:
             StepFailed: `unknown_name` or `no_weights`.
         """
         found = [weight for weight in find_weights(self._model) if embeddings or not weight.is_embedding]
+        chosen = select(found, include, exclude)
+        trainable = self.parameters_of(chosen)
+        if not trainable:
+            raise StepFailed("no_weights", f"None of the selected weights can be trained, such as '{chosen[0].name}'.")
+        return trainable
+
+    def parameters_of(self, weights: Iterable[Weight]) -> list[TrainableWeight]:
+        """Weights of the main graph with the parameters that hold them; those that are constants are left out."""
         bindings = cast("tuple[Binding, ...]", self.module.bindings)
-        # `find_weights` knows those of the main graph, which has no scope.
+        # The main graph has no scope.
         bound = {binding.initializer: binding for binding in bindings if binding.use is None and not binding.scope}
         parameters = dict(self.module.named_parameters())
-        chosen = select(found, include, exclude)
-        trainable = [
+        return [
             TrainableWeight(
                 weight,
                 tuple(parameters[target] for target in bound[weight.name].targets),
                 bound[weight.name].layout,
             )
-            for weight in chosen
+            for weight in weights
             if weight.name in bound
         ]
-        if not trainable:
-            raise StepFailed("no_weights", f"None of the selected weights can be trained, such as '{chosen[0].name}'.")
-        return trainable
 
     def written_back(self) -> onnx.ModelProto:
         """The model with the module's values; the one that came in is not changed."""
         return write_back(self.module, self._model)
 
-    @property
-    def has_batch_norm(self) -> bool:
-        return any(isinstance(layer, _NORMS) for layer in self.module.modules())
+
+def batch_norms(module: nn.Module) -> list[_Norm]:
+    """The batch norms inside a module."""
+    return [layer for layer in module.modules() if isinstance(layer, _Norm)]
 
 
 @torch.no_grad()
@@ -129,7 +134,7 @@ def reestimate_batch_norms(module: nn.Module, batches: Iterable[Sequence[torch.T
         module: Its batch norms are those of `torch.nn`.
         batches: Inputs of the module.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
+    norms = batch_norms(module)
     momenta = [layer.momentum for layer in norms]
     was_training = module.training
     module.eval()

@@ -17,6 +17,7 @@ from compression.errors import ModelRejected, StepFailed
 from compression.graph import walk
 from compression.graph.architectures.export import Network
 from compression.graph.architectures.spec import Input
+from compression.graph.to_torch import as_tuple
 
 # float32 sums in another order differ by about 1e-6 of the largest value; a wrong graph differs by far more.
 _TOLERANCE = 1e-4
@@ -62,9 +63,7 @@ def check(student: nn.Module, model: onnx.ModelProto, inputs: Sequence[torch.Ten
     given = {one.name: value.numpy() for one, value in zip(teacher.inputs, inputs, strict=True)}
     found = session.run([one.name for one in teacher.outputs], given)
     with torch.no_grad():
-        expected = student(*inputs)
-    if isinstance(expected, torch.Tensor):
-        expected = (expected,)
+        expected = as_tuple(student(*inputs))
     worst = 0.0
     for one, value, other in zip(teacher.outputs, expected, found, strict=True):
         wanted = value.double().numpy()

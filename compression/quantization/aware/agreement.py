@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compression.context import Context
+from compression.graph.to_torch import as_tuple
 from compression.quantization import prepare
 
 
@@ -36,7 +37,7 @@ def agreement(
     """
     with torch.no_grad():
         outputs = module(*inputs)
-    expected = [value.cpu().numpy() for value in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))]
+    expected = [value.cpu().numpy() for value in as_tuple(outputs)]
     feed = {name: value.cpu().numpy() for name, value in zip(input_names, inputs, strict=True)}
     with prepare.runtime_failures("comparing with the trained module"):
         found = prepare.session(model.SerializeToString(), context).run(None, feed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ import torch
 
 from compression.context import Context
 from compression.data.feed import ModelFeed
-from compression.graph.operators.bindings import Binding
 from compression.graph.weights import Weight, find_weights
 from compression.quantization import gemm, prepare
 from compression.quantization.aware import export
@@ -53,14 +51,7 @@ class FakeQuantized:
 
     def weights(self) -> list[TrainableWeight]:
         """The quantized weights, for what regularizes them."""
-        bindings = cast("tuple[Binding, ...]", self.trainee.module.bindings)
-        bound = {binding.initializer: binding for binding in bindings if binding.use is None}
-        parameters = dict(self.trainee.module.named_parameters())
-        return [
-            TrainableWeight(one.weight, tuple(parameters[target] for target in bound[name].targets), bound[name].layout)
-            for name, one in self.plan.weights.items()
-            if name in bound
-        ]
+        return self.trainee.parameters_of(one.weight for one in self.plan.weights.values())
 
     def exported(self) -> onnx.ModelProto:
         """The graph with the module's whole numbers and scales."""
