@@ -16,7 +16,7 @@ from compression.graph.weights import Array, Weight, find_weights, select
 from compression.pruning.activations import input_norms, with_norms
 from compression.pruning.masks import masks
 from compression.pruning.spec import Prune
-from compression.pruning.step import sparsity_report
+from compression.pruning.step import sparsity_report, zeros
 from compression.training.constraints import NoConstraint
 from compression.training.step import TrainingMaterial, train_with
 from compression.training.trainee import TrainableWeight, Trainee
@@ -59,7 +59,8 @@ def prune_in_training(
     chosen = select([weight for weight in find_weights(model) if not weight.is_embedding], spec.include, spec.exclude)
     constant = {weight.name for weight in chosen} - {weight.weight.name for weight in weights}
     skipped = dict.fromkeys(constant, "training takes it for a constant") | masking.skipped
-    return pruned, sparsity_report(model, pruned, chosen, skipped) | {"training": report.details()}
+    sparsity = sparsity_report(chosen, zeros(model, chosen), zeros(pruned, chosen), skipped)
+    return pruned, sparsity | {"training": report.details()}
 
 
 class Masking(NoConstraint):

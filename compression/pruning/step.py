@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -48,20 +48,34 @@ def prune(
     found, skipped = masks(with_norms(read(model, chosen), norms), spec, on_weight=on_weight)
     pruned = onnx.ModelProto()
     pruned.CopyFrom(model)
+    before: list[int] = []
+    after: list[int] = []
     for weight, values in read(model, chosen):
         context.check_cancelled()
+        before.append(_zeros_in(values))
         if weight.name in found:
-            replace(pruned, {weight.name: np.where(found[weight.name], np.zeros((), values.dtype), values)})
-    return pruned, sparsity_report(model, pruned, chosen, skipped)
+            kept = np.where(found[weight.name], np.zeros((), values.dtype), values)
+            replace(pruned, {weight.name: kept})
+            after.append(_zeros_in(kept))
+        else:
+            after.append(before[-1])
+    return pruned, sparsity_report(chosen, before, after, skipped)
 
 
 def sparsity_report(
-    before: onnx.ModelProto, after: onnx.ModelProto, weights: Sequence[Weight], skipped: Mapping[str, str]
+    weights: Sequence[Weight], before: Iterable[int], after: Iterable[int], skipped: Mapping[str, str]
 ) -> dict[str, object]:
-    """Shares of zeros before and after, for each weight and for all together."""
+    """Shares of zeros, for each weight and for all together.
+
+    Args:
+        weights: What was to be pruned.
+        before: Zeros in each of them before.
+        after: Zeros in each of them now.
+        skipped: Why some were left as they are, by name.
+    """
     entries: list[dict[str, object]] = []
     total = zeros = 0
-    for weight, was, now in zip(weights, _zeros(before, weights), _zeros(after, weights), strict=True):
+    for weight, was, now in zip(weights, before, after, strict=True):
         entry: dict[str, object] = {"name": weight.name, "shape": list(weight.shape)}
         if weight.name in skipped:
             entry["skipped"] = skipped[weight.name]
@@ -70,6 +84,14 @@ def sparsity_report(
     return {"sparsity": zeros / total, "weights": entries}
 
 
-def _zeros(model: onnx.ModelProto, weights: Sequence[Weight]) -> Iterator[int]:
-    for weight, values in read(model, weights):
-        yield weight.size - int(np.count_nonzero(values))
+def zeros(model: onnx.ModelProto, weights: Sequence[Weight]) -> Iterator[int]:
+    """Zeros in each of some weights.
+
+    Raises:
+        StepFailed: `non_finite_weights`.
+    """
+    return (_zeros_in(values) for _, values in read(model, weights))
+
+
+def _zeros_in(values: Array) -> int:
+    return values.size - int(np.count_nonzero(values))
