@@ -9,7 +9,7 @@ from typing import assert_never
 
 from catalog.blobs import Blobs
 from catalog.broker import Wakeups
-from catalog.db import Database, Json
+from catalog.db import Database
 from catalog.errors import DigestMismatch, Fenced, StoreFull
 from catalog.jobs.leases import Claim, NewArtifact
 from catalog.jobs.states import JobKind, JobState, Queue
@@ -191,40 +191,38 @@ class Supervisor:
         """Store a step once, and a checkpoint as often as it comes; what belongs to another job is left alone."""
         if event.key in inputs.keys and event.key not in stored:
             stored.add(event.key)
-            self._keep_step(lease, child, inputs, event)
+            self._keep_files(lease, child, event, "finished step", obsolete=checkpoint_key(event.key))
+            self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
         elif event.key in {checkpoint_key(key) for key in inputs.keys}:
-            self._keep_checkpoint(lease, child, event)
+            # The bytes of the one before stay: a hostile child may have given them those of somebody's model.
+            self._keep_files(lease, child, event, "checkpoint")
 
-    def _keep_step(self, lease: Lease, child: Child, inputs: Inputs, event: StepFinished) -> None:
-        """Store what a step left, so that another attempt or a similar job need not run it again."""
+    def _keep_files(
+        self, lease: Lease, child: Child, event: StepFinished, what: str, *, obsolete: str | None = None
+    ) -> None:
+        """Store what a step left, so that another attempt or a similar job need not do it again.
+
+        Args:
+            lease: Of the job.
+            child: Where the files are.
+            event: Names them, and the key under which they are kept.
+            what: A word for it, in the log.
+            obsolete: A key that is forgotten once they are kept.
+        """
         try:
             files = store_step(child.folder, event.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes)
         except (UnsafeFile, StoreFull, OSError) as error:
             # The job itself can go on without the cache.
-            logger.warning("job %s: a finished step was not kept: %s", lease.claim.job_id, error)
-        else:
-            lease.patiently(lambda: self._remember_step(event.key, files))
-        self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
-
-    def _keep_checkpoint(self, lease: Lease, child: Child, event: StepFinished) -> None:
-        """Store how far a step got, in place of what it had got to before."""
-        try:
-            files = store_step(child.folder, event.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes)
-        except (UnsafeFile, StoreFull, OSError) as error:
-            logger.warning("job %s: a checkpoint was not kept: %s", lease.claim.job_id, error)
+            logger.warning("job %s: a %s was not kept: %s", lease.claim.job_id, what, error)
             return
 
-        # The bytes of the one before stay: a hostile child may have given them those of somebody's model.
-        def replace() -> None:
+        def remember() -> None:
             with self._database.write() as session:
                 FinishedSteps(session).put(event.key, files)
+                if obsolete is not None:
+                    FinishedSteps(session).drop(obsolete)
 
-        lease.patiently(replace)
-
-    def _remember_step(self, key: str, files: Sequence[Json]) -> None:
-        with self._database.write() as session:
-            FinishedSteps(session).put(key, files)
-            FinishedSteps(session).drop(checkpoint_key(key))
+        lease.patiently(remember)
 
     def _note_step(self, lease: Lease, inputs: Inputs, index: int, *, cached: bool) -> None:
         if inputs.spec is not None:
