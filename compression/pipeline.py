@@ -32,7 +32,7 @@ from compression.quantization.isa import cpu_facts
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
 from compression.signature import ModelSummary
-from compression.spec import STUDENT_MISSING, STUDENT_NOT_USED, PipelineSpec, missing_data
+from compression.spec import PipelineSpec, missing_data
 from compression.verification import Verifier, reference_outputs
 
 ROLES = get_args(DataRole)
@@ -82,7 +82,9 @@ def run(
     started = time.perf_counter()
     sources = dict(data or {})
     _check_roles(spec, sources)
-    _check_student(spec, student)
+    problem = spec.student_problem(given=student is not None)
+    if problem is not None:
+        raise ModelRejected(*problem)
     try:
         # The verifying process starts first: what it imports is imported while the steps work.
         with Verifier(context.workdir, threads=context.threads) as verifier:
@@ -143,13 +145,6 @@ def _check_roles(spec: PipelineSpec, data: Mapping[str, DataSource]) -> None:
     for role, step in spec.data_needed.items():
         if role not in data:
             raise DataRejected(f"{role}_data_missing", missing_data(role, step))
-
-
-def _check_student(spec: PipelineSpec, student: Path | None) -> None:
-    if spec.needs_student and student is None:
-        raise ModelRejected("student_missing", STUDENT_MISSING)
-    if student is not None and not spec.needs_student:
-        raise ModelRejected("student_not_used", STUDENT_NOT_USED)
 
 
 def _sha256(path: Path, loaded: LoadedModel) -> str:

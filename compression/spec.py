@@ -27,8 +27,6 @@ from compression.quantization.spec import (
 from compression.training.spec import Finetune
 
 __all__ = [
-    "STUDENT_MISSING",
-    "STUDENT_NOT_USED",
     "BenchmarkSpec",
     "Cluster",
     "Distill",
@@ -180,6 +178,12 @@ class PipelineSpec(Spec):
         """True when a step works with a second uploaded model, the student."""
         return any(step.needs_student for step in self.steps)
 
+    def student_problem(self, *, given: bool) -> tuple[str, str] | None:
+        """Code and sentence where the steps and whether a student is given do not agree, else None."""
+        if self.needs_student == given:
+            return None
+        return ("student_not_used", _STUDENT_NOT_USED) if given else ("student_missing", STUDENT_MISSING)
+
 
 _MISSING_DATA: dict[DataRole, str] = {
     "calibration": "A '{step}' step reads activation ranges from data: give a calibration dataset, or choose a mode "
@@ -187,7 +191,7 @@ _MISSING_DATA: dict[DataRole, str] = {
     "training": "A '{step}' step trains: give a training dataset.",
     "evaluation": "A '{step}' step measures accuracy: give an evaluation dataset.",
 }
-STUDENT_NOT_USED = "No step works with the student; distill into it with student.kind 'model', or leave it out."
+_STUDENT_NOT_USED = "No step works with the student; distill into it with student.kind 'model', or leave it out."
 
 
 def missing_data(role: DataRole, step: str) -> str:

@@ -8,7 +8,7 @@ from api.errors import FieldProblem, RequestError
 from catalog.datasets.tables import DatasetRow
 from catalog.models.tables import ModelRow
 from compression.signature import DatasetSummary, ModelSummary, label_problems, mismatches
-from compression.spec import STUDENT_MISSING, STUDENT_NOT_USED, PipelineSpec, missing_data
+from compression.spec import PipelineSpec, missing_data
 
 
 def check_data(spec: PipelineSpec, model: ModelRow, datasets: Mapping[str, DatasetRow]) -> None:
@@ -50,11 +50,10 @@ def check_student(spec: PipelineSpec, student_id: str | None) -> None:
     Raises:
         RequestError: `student_missing` or `student_not_used`.
     """
-    if spec.needs_student == (student_id is not None):
+    problem = spec.student_problem(given=student_id is not None)
+    if problem is None:
         return
-    code, message = (
-        ("student_missing", STUDENT_MISSING) if spec.needs_student else ("student_not_used", STUDENT_NOT_USED)
-    )
+    code, message = problem
     raise RequestError(code, message, errors=[FieldProblem(pointer="/student_id", message=message, code=code)])
 
 
