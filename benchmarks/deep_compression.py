@@ -16,7 +16,6 @@ The paper: LeNet-300-100 40x at 1.58 % error (uncompressed 1.64 %), LeNet-5 39x 
 from __future__ import annotations
 
 import argparse
-import io
 import lzma
 import math
 import struct
@@ -26,12 +25,13 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import lenet
 import mnist
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
+from seeds import mean_interval
 from torch import nn
 
 from compression.clustering.spec import Cluster
@@ -68,39 +68,7 @@ def network(name: str) -> nn.Module:
         return nn.Sequential(
             nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
         )
-    # Caffe's LeNet-5, as in the paper: 431,080 parameters.
-    return nn.Sequential(
-        nn.Conv2d(1, 20, 5),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(800, 500),
-        nn.ReLU(),
-        nn.Linear(500, 10),
-    )
-
-
-def exported(module: nn.Module) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    example = torch.zeros(2, 1, 28, 28)
-    torch.onnx.export(
-        module.eval(),
-        (example,),
-        buffer,
-        dynamo=False,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
-        opset_version=17,
-    )
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def error_percent(model: bytes, pictures: np.ndarray, labels: np.ndarray) -> float:
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    found = [session.run(None, {"image": pictures[at : at + 1000]})[0].argmax(1) for at in range(0, len(labels), 1000)]
-    return 100 * float(np.mean(np.concatenate(found) != labels))
+    return lenet.lenet5()
 
 
 def encode(model: onnx.ModelProto) -> bytes:
@@ -228,7 +196,7 @@ class Subject:
 
     def baseline(self, seed: int) -> onnx.ModelProto:
         torch.manual_seed(seed)
-        start = exported(network(self.name))
+        start = lenet.exported(network(self.name))
         augmentation = Augmentation(shift=1)
         epochs = BASELINE_EPOCHS[self.name]
         training = Training(epochs=epochs, batch_size=128, validation_share=0, augmentation=augmentation)
@@ -274,12 +242,12 @@ def main() -> None:
             for seed in range(options.seeds):
                 subject = Subject(name, folder, test)
                 original = subject.baseline(seed)
-                own = error_percent(original.SerializeToString(), *test)
+                own = lenet.error_percent(original, *test)
                 size = sum(4 * math.prod(tensor.dims) for tensor in original.graph.initializer if tensor.data_type == 1)
                 for point, setting in SETTINGS[name].items():
                     begun = time.perf_counter()
                     file = encode(subject.compressed(original, setting, seed))
-                    error = error_percent(decode(file).SerializeToString(), *test)
+                    error = lenet.error_percent(decode(file), *test)
                     seconds = time.perf_counter() - begun
                     rows[point].append((own, error, size / len(file)))
                     print(
@@ -296,12 +264,8 @@ def main() -> None:
 
 
 def _interval(values: np.ndarray) -> str:
-    """Mean and 95 % interval of the mean (Student's t)."""
-    if len(values) < 2:
-        return f"{values.mean():.2f}"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.3)
-    half = t * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.2f} [{values.mean() - half:.2f}, {values.mean() + half:.2f}]"
+    mean, low, high = mean_interval(values)
+    return f"{mean:.2f}" if len(values) < 2 else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

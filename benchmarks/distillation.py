@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
-import math
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import lenet
 import mnist
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from seeds import mean_interval
 from torch import nn
 
 from compression.context import Context
@@ -42,8 +41,8 @@ from compression.training.constraints import NoConstraint
 from compression.training.dataset import TrainingSet
 from compression.training.loop import Lesson, train
 from compression.training.objectives import Supervised
-from compression.training.spec import Training
-from compression.training.step import TrainingMaterial
+from compression.training.spec import Finetune, Training
+from compression.training.step import TrainingMaterial, finetune
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 TEACHER_EPOCHS = 6
@@ -52,8 +51,6 @@ STUDENTS = {
     "mnist": ({"name": "mlp", "width": 0.25, "depth": 1}, Training(epochs=12, batch_size=128, learning_rate=2e-3)),
     "digits": ({"name": "cnn", "width": 0.25, "depth": 2}, Training(epochs=30, batch_size=64, learning_rate=4e-3)),
 }
-# Two-sided 95 % quantile of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 class Pictures(NamedTuple):
@@ -106,9 +103,8 @@ def compare(name: str, seeds: int, samples: int) -> None:
     errors = np.array(rows)
     print("  mean: labels {:.3f} %, labels and teacher {:.3f} %, teacher {:.3f} %".format(*errors.mean(0)))
     for column, what in ((1, "with teacher"), (2, "teacher without labels")):
-        gain = errors[:, 0] - errors[:, column]
-        half = T95[seeds - 1] * gain.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else math.inf
-        print(f"  {what}: {gain.mean():.3f} points better [{gain.mean() - half:.3f}, {gain.mean() + half:.3f}]")
+        gain, low, high = mean_interval(errors[:, 0] - errors[:, column])
+        print(f"  {what}: {gain:.3f} points better [{low:.3f}, {high:.3f}]")
 
 
 def one_seed(
@@ -156,35 +152,11 @@ def mnist_pair(samples: int) -> tuple[Pictures, onnx.ModelProto]:
         test_labels.astype(np.int64),
     )
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(1, 20, 5),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(800, 500),
-        nn.ReLU(),
-        nn.Linear(500, 10),
-    )
-    return pictures, trained(net, pictures)
+    return pictures, trained(lenet.lenet5(), pictures)
 
 
 def trained(net: nn.Module, pictures: Pictures) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        net.eval(),
-        (torch.zeros(2, *pictures.train.shape[1:]),),
-        buffer,
-        dynamo=False,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
-        opset_version=17,
-    )
-    model = onnx.load_from_string(buffer.getvalue())
-    from compression.training.spec import Finetune
-    from compression.training.step import finetune
-
+    model = lenet.exported(net)
     with tempfile.TemporaryDirectory() as folder:
         given = material(model, folder, {"image": pictures.train, "labels": pictures.labels}, 0)
         spec = Finetune(training=Training(epochs=TEACHER_EPOCHS, batch_size=128))
@@ -206,9 +178,7 @@ def digits_pair() -> tuple[Pictures, onnx.ModelProto]:
 
 def error(model: onnx.ModelProto, pictures: Pictures) -> float:
     """Wrong answers on the test pictures, in percent."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = [session.run(None, {"image": part})[0].argmax(1) for part in np.array_split(pictures.test, 10)]
-    return 100 * float((np.concatenate(found) != pictures.test_labels).mean())
+    return lenet.error_percent(model, pictures.test, pictures.test_labels)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,16 @@ MobileNetV2 with a stem for grey pictures and five of its blocks (batch norms, R
 from __future__ import annotations
 
 import argparse
-import io
-import math
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
+import lenet
 import mnist
 import numpy as np
 import onnx
-import onnxruntime
 import torch
+from seeds import mean_interval
 from torch import nn
 
 from compression.context import Context
@@ -48,16 +46,7 @@ def network(name: str) -> nn.Module:
         net = MobileNetV2(10, inverted_residual_setting=[[1, 16, 1, 1], [4, 24, 2, 2], [4, 32, 2, 2]], dropout=0.0)
         net.features[0][0] = nn.Conv2d(1, 32, 3, stride=2, padding=1, bias=False)
         return net
-    return nn.Sequential(
-        nn.Conv2d(1, 20, 5),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(800, 500),
-        nn.ReLU(),
-        nn.Linear(500, 10),
-    )
+    return lenet.lenet5()
 
 
 def trained(name: str, seed: int, pictures: np.ndarray, labels: np.ndarray) -> onnx.ModelProto:
@@ -74,40 +63,18 @@ def trained(name: str, seed: int, pictures: np.ndarray, labels: np.ndarray) -> o
             nn.functional.cross_entropy(net(x[chosen]), y[chosen]).backward()
             optimizer.step()
             schedule.step()
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            net.eval(),
-            (torch.zeros(2, 1, 28, 28),),
-            buffer,
-            dynamo=False,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
-            opset_version=17,
-        )
-    return onnx.load_from_string(buffer.getvalue())
+    return lenet.exported(net)
 
 
 def accuracy(model: onnx.ModelProto, pictures: np.ndarray, labels: np.ndarray) -> float:
     """Share of right answers, in percent."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = [session.run(None, {"image": pictures[at : at + 500]})[0].argmax(1) for at in range(0, len(labels), 500)]
-    return 100 * float(np.mean(np.concatenate(found) == labels))
+    return 100 - lenet.error_percent(model, pictures, labels, torch.get_num_threads())
 
 
 def interval(values: list[float]) -> str:
     """Mean and its 95 % interval (Student's t)."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return f"{mean:+.2f}"
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(count, 2.3)
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    mean, low, high = mean_interval(values)
+    return f"{mean:+.2f}" if len(values) < 2 else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def main() -> None:
