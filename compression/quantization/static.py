@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -12,7 +13,7 @@ from compression.data import Dataset
 from compression.data.feed import ModelFeed
 from compression.errors import DataRejected
 from compression.graph.inspect import summarize
-from compression.graph.weights import find_weights
+from compression.graph.weights import Weight, find_weights
 from compression.quantization import gemm, prepare
 from compression.quantization.calibration import activation_ranges
 from compression.quantization.isa import saturates
@@ -22,6 +23,29 @@ from compression.quantization.spec import QuantizeStatic
 _OPSET = 13
 # ONNX Runtime's CPU kernels compute float16 by way of float32, so nothing of it would be left to quantize.
 _DTYPES = frozenset({"float32"})
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float graph with all that is needed to quantize any part of it; nothing in it is changed afterwards.
+
+    Attributes:
+        graph: The optimized graph, every node named.
+        original: The model that it was made from, which a result is described like.
+        chosen: The weights that the spec selects.
+        float_nodes: Names of the nodes that stay float in any case.
+        ranges: Lowest and highest value of every activation, as ONNX Runtime's quantizer takes them.
+        spec: The settings.
+        reduce_range: Whether weights have 7 of 8 bits.
+    """
+
+    graph: onnx.ModelProto
+    original: onnx.ModelProto
+    chosen: tuple[Weight, ...]
+    float_nodes: frozenset[str]
+    ranges: Any
+    spec: QuantizeStatic
+    reduce_range: bool
 
 
 def quantize_static(
@@ -40,6 +64,21 @@ def quantize_static(
             `name_taken` or `unsupported_by_runtime`.
         DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
     """
+    calibrated = calibrate(model, spec, context, calibration)
+    result = with_pairs(calibrated, context)
+    return result, describe(calibrated, result)
+
+
+def calibrate(
+    model: onnx.ModelProto, spec: QuantizeStatic, context: Context, calibration: Dataset | None
+) -> Calibrated:
+    """All that comes before pairs are inserted: the graph prepared, and its activations measured once.
+
+    Raises:
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights` or
+            `unsupported_by_runtime`.
+        DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
+    """
     if calibration is None:
         raise DataRejected(
             "calibration_data_missing",
@@ -50,21 +89,48 @@ def quantize_static(
     feed = calibration if isinstance(calibration, ModelFeed) else None
     feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
     graph = prepare.optimized(prepare.at_least_opset(graph, _OPSET), context)
-    operators = _operators()
     reduce_range = saturates() if spec.reduce_range is None else spec.reduce_range
     unfit = gemm.with_plain_biases(graph)
-    excluded = _float_nodes(graph, {*unfit, *(name for weight in left for name in weight.nodes)})
-    ranges = activation_ranges(graph, operators, feed, spec, context)
-    result = _insert_pairs(graph, ranges, operators, excluded, spec, reduce_range=reduce_range)
-    result = prepare.finished(result, model, context)
-    weights = prepare.describe(chosen, result, "its operator has no integer form in this mode")
-    details: dict[str, object] = {
-        "reduce_range": reduce_range,
-        "weights": weights,
-        "float_nodes": excluded,
-        "activations": _describe_ranges(result, ranges),
+    float_nodes = frozenset({*unfit, *(name for weight in left for name in weight.nodes)})
+    ranges = activation_ranges(graph, _operators(), feed, spec, context)
+    return Calibrated(graph, model, tuple(chosen), float_nodes, ranges, spec, reduce_range)
+
+
+def with_pairs(calibrated: Calibrated, context: Context, float_nodes: Collection[str] = ()) -> onnx.ModelProto:
+    """The model with pairs around all nodes but those that stay float; can be called for one choice after another.
+
+    Args:
+        calibrated: What `calibrate` gave.
+        context: The surroundings of the run.
+        float_nodes: Names of nodes of `calibrated.graph` that stay float beside `calibrated.float_nodes`.
+
+    Returns:
+        A model that ONNX Runtime has loaded.
+
+    Raises:
+        StepFailed: `name_taken` or `unsupported_by_runtime`.
+    """
+    graph = onnx.ModelProto()
+    graph.CopyFrom(calibrated.graph)
+    excluded = computed_in_float(graph, calibrated.float_nodes.union(float_nodes))
+    result = _insert_pairs(
+        graph, calibrated.ranges, _operators(), excluded, calibrated.spec, reduce_range=calibrated.reduce_range
+    )
+    return prepare.finished(result, calibrated.original, context)
+
+
+def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Collection[str] = ()) -> dict[str, object]:
+    """What was quantized by which ranges, and which nodes stay float.
+
+    Raises:
+        StepFailed: `no_weights` when not one weight was quantized.
+    """
+    return {
+        "reduce_range": calibrated.reduce_range,
+        "weights": prepare.describe(calibrated.chosen, result, "its operator has no integer form in this mode"),
+        "float_nodes": computed_in_float(calibrated.graph, calibrated.float_nodes.union(float_nodes)),
+        "activations": _describe_ranges(result, calibrated.ranges),
     }
-    return result, details
 
 
 def _describe_ranges(result: onnx.ModelProto, ranges: Any) -> list[dict[str, object]]:  # noqa: ANN401
@@ -83,7 +149,7 @@ def _operators() -> list[str]:
     return sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
 
 
-def _float_nodes(graph: onnx.ModelProto, left: Collection[str]) -> list[str]:
+def computed_in_float(graph: onnx.ModelProto, left: Collection[str]) -> list[str]:
     """The nodes in `left`, and those without weights that compute on what such nodes give out.
 
     An Add or a pool after a layer that stays float would quantize an activation for nothing.
