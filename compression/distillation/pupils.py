@@ -23,6 +23,7 @@ from compression.distillation.spec import ArchitectureStudent, SlimStudent
 from compression.distillation.students.export import check, exported
 from compression.distillation.students.fit import Interface, fitted
 from compression.distillation.students.network import Form
+from compression.graph.memory_format import lay_out
 from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.channels.step import prune_channels
 from compression.training.trainee import Trainee
@@ -69,6 +70,7 @@ class NewPupil:
     def __init__(self, spec: ArchitectureStudent, teacher: Interface, like: onnx.ModelProto, device: str) -> None:
         self._teacher, self._like = teacher, like
         self.student = fitted(spec, teacher).to(device)
+        lay_out(self.student)
         self.module: nn.Module = self.student
         self.forms = tuple(head.form for head in self.student.all_heads)
         self._tap: StudentTap | None = None

@@ -12,6 +12,7 @@ from torch import fx
 
 from compression.errors import StepFailed
 from compression.graph import walk
+from compression.graph.memory_format import lay_out
 from compression.graph.operators import find
 from compression.graph.operators.bindings import Use
 from compression.graph.operators.builder import GraphBuilder, ImportState, Problem
@@ -91,6 +92,7 @@ def to_torch(model: onnx.ModelProto, *, device: str | torch.device = "cpu") -> f
     for name, value in attributes.items():
         setattr(module, name, value)
     module.meta[_PRESERVED] = attributes
+    lay_out(module)
     return module.eval().to(device)
 
 
