@@ -13,7 +13,7 @@ import onnxruntime.quantization  # noqa: F401
 
 from compression.context import Context
 from compression.data import DataSource, inspect_dataset
-from compression.errors import CompressionError
+from compression.errors import CompressionError, StepFailed
 from compression.graph.architectures.convert import convert
 from compression.graph.inspect import inspect_model
 from compression.pipeline import run
@@ -45,7 +45,10 @@ def serve(line: int, address_space: int | None) -> None:
 
 
 def _failure(error: Exception, address_space: int | None) -> Failed:
-    if is_allocation_failure(error) or (isinstance(error, CompressionError) and error.code == "out_of_memory"):
+    # A step that says it has also said what it needed, and what would do.
+    explained = isinstance(error, StepFailed) and error.code == "out_of_memory"
+    lacking = is_allocation_failure(error) or (isinstance(error, CompressionError) and error.code == "out_of_memory")
+    if lacking and not explained:
         return out_of_memory(address_space)
     if isinstance(error, CompressionError):
         return Failed(code=error.code, message=error.message[:4000], retryable=error.retryable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -16,6 +17,7 @@ from torch import nn
 
 from compression.context import Context
 from compression.errors import StepFailed
+from compression.training import memory
 from compression.training.augmentation import augment
 from compression.training.checkpoint import Checkpoints
 from compression.training.constraints import Constraint
@@ -28,6 +30,8 @@ from compression.training.trainee import reestimate_batch_norms
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 _REESTIMATION_BATCHES = 100
+# Batch norms need two values a channel.
+_ESTIMATED_ON = 2
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,20 @@ def train(module: nn.Module, lesson: Lesson, spec: Training, context: Context, s
 
     Raises:
         StepFailed: `loss_not_finite` when the loss is NaN or infinite before any epoch could be kept,
-            `nothing_to_train`, `batch_too_small` for batch norms, or `optimizer_needs_float32`.
+            `nothing_to_train`, `batch_too_small` for batch norms, `optimizer_needs_float32`, or `out_of_memory` with
+            an estimate of what is needed.
         DataRejected: `dataset_too_small`, `labels_missing` or `labels_invalid`.
         Cancelled: between two steps.
     """
     with _seeded(seed, context.device):
-        return _Run(module, lesson, spec, context, seed).run()
+        run = _Run(module, lesson, spec, context, seed)
+        try:
+            return run.run()
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_allocation_failure(error):
+                raise
+        # Outside the handler: the traceback would keep the tensors of the step that failed.
+        raise run.out_of_memory()
 
 
 class _NotFinite(Exception):
@@ -170,6 +182,21 @@ class _Run:
         if spec.reestimate_batch_norm:
             self._reestimate()
         return TrainingReport(tuple(self._epochs), self._kept_epoch, stopped, tuple(notes))
+
+    def out_of_memory(self) -> StepFailed:
+        """What there is to say when this training could not get the memory it needs."""
+        samples = self._lesson.fixed_batch or min(_ESTIMATED_ON, self._batch_size)
+        self._optimizer.zero_grad(set_to_none=True)
+        try:
+            batch = self._lesson.samples.batch(self._split.training[:samples], self._context.device)
+            if self._lesson.teacher is not None:
+                batch = dataclasses.replace(batch, teacher=self._lesson.teacher.outputs(batch))
+            kept = memory.activation_bytes(self._module.train(), self._lesson.objective, batch)
+            each: int | None = -(-kept // samples)
+        except (MemoryError, RuntimeError, ValueError):
+            each = None  # not even that fits
+        fixed = memory.weight_bytes(self._trained, self._spec)
+        return memory.out_of_memory(fixed, each, self._batch_size, memory.limit_bytes(self._context.device))
 
     def _epoch(self, epoch: int) -> None:
         lesson, spec = self._lesson, self._spec
