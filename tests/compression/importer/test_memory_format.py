@@ -32,6 +32,21 @@ def test_the_format_changes_neither_parameters_nor_results() -> None:
     torch.testing.assert_close(net(x), before)
 
 
+def test_pictures_of_one_channel_pass_through_channels_last_too() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(2, 1, 8, 8)
+    before = net(x)
+    lay_out(net)
+    for layer in net:
+        layer.register_forward_hook(
+            lambda _, __, out: seen.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+    seen: list[bool] = []
+    torch.testing.assert_close(net(x), before)
+    assert seen == [True, True, True]
+
+
 def test_values_in_channels_last_are_written_back_in_the_order_of_the_graph() -> None:
     model = models.cnn()
     module = to_torch(model)
