@@ -75,3 +75,13 @@ def rename_values(model: onnx.ModelProto, new: Mapping[str, str]) -> None:
 def display_name(node: onnx.NodeProto) -> str:
     """The node's name, or what it computes where it has none."""
     return node.name or f"{node.op_type}:{node.output[0] if node.output else ''}"
+
+
+def integer(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    """The value of an integer attribute."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)
+
+
+def real(node: onnx.NodeProto, name: str, default: float = 0.0) -> float:
+    """The value of a float attribute."""
+    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), default)

@@ -26,7 +26,7 @@ def with_plain_biases(model: onnx.ModelProto) -> list[str]:
         if node.op_type != "Gemm" or _bias(node) is None:
             continue
         bias = stored.get(node.input[2])
-        beta = _factor(node, "beta")
+        beta = walk.real(node, "beta", 1.0)
         channels = _channels(node, stored)
         if bias is None:
             if beta != 1.0:
@@ -60,8 +60,8 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
             and node.name in names
             and uses[node.input[1]] == 1
             and node.input[1] in stored
-            and not _flag(node, "transA")
-            and (_bias(node) is None or _factor(node, "beta") == 1.0)
+            and not walk.integer(node, "transA")
+            and (_bias(node) is None or walk.real(node, "beta", 1.0) == 1.0)
         )
         if fits:
             rewritten.extend(_product_and_sum(node, stored[node.input[1]]))
@@ -75,8 +75,8 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
 
 def _product_and_sum(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[onnx.NodeProto]:
     values = numpy_helper.to_array(weight)
-    oriented = values.T if _flag(node, "transB") else values
-    scaled = np.ascontiguousarray(oriented * values.dtype.type(_factor(node, "alpha")))
+    oriented = values.T if walk.integer(node, "transB") else values
+    scaled = np.ascontiguousarray(oriented * values.dtype.type(walk.real(node, "alpha", 1.0)))
     weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     bias = _bias(node)
     if bias is None:
@@ -96,15 +96,7 @@ def _channels(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> int 
     weight = stored.get(node.input[1])
     if weight is None or len(weight.dims) != 2:
         return None
-    return int(weight.dims[0 if _flag(node, "transB") else 1])
-
-
-def _factor(node: onnx.NodeProto, name: str) -> float:
-    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), 1.0)
-
-
-def _flag(node: onnx.NodeProto, name: str) -> bool:
-    return any(attribute.name == name and attribute.i != 0 for attribute in node.attribute)
+    return int(weight.dims[0 if walk.integer(node, "transB") else 1])
 
 
 def _clear(node: onnx.NodeProto, name: str) -> None:

@@ -219,6 +219,17 @@ def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Contex
     Raises:
         StepFailed: `name_taken`, or `unsupported_by_runtime` when ONNX Runtime cannot load it.
     """
+    tidied(result, original)
+    check_loads(result, context)
+    return result
+
+
+def tidied(result: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
+    """The result, changed in place, in topological order, described like the original and without what nothing uses.
+
+    Raises:
+        StepFailed: `name_taken`.
+    """
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(result, field, getattr(original, field))
     del result.metadata_props[:]
@@ -232,9 +243,17 @@ def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Contex
     _drop_unused_initializers(result)
     check_unique(result)
     _sort(result.graph)
+    return result
+
+
+def check_loads(result: onnx.ModelProto, context: Context) -> None:
+    """Let ONNX Runtime load a model.
+
+    Raises:
+        StepFailed: `unsupported_by_runtime` when it cannot.
+    """
     with runtime_failures("loading the quantized model"):
         session(result.SerializeToString(), context)
-    return result
 
 
 def _sort(graph: onnx.GraphProto) -> None:

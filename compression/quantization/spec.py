@@ -32,24 +32,33 @@ class QuantizeStatic(StepSpec):
 
     type: Literal["quantize"] = "quantize"
     mode: Literal["static"] = "static"
-    weight_bits: Literal[8] = 8
-    """Bits of a weight."""
+    weight_bits: Literal[4, 8] = 8
+    """Bits of a weight. Whole numbers of 4 bits lie in bytes, as integer kernels read no fewer; coding them later
+    saves the rest."""
     activation_bits: Literal[8, 16] = 8
     """Bits of an activation."""
     per_channel: bool = True
     """One weight scale for each output channel instead of one for each tensor."""
     symmetric_activations: bool = False
     """Zero point of activations fixed at zero; costs range, saves work on some accelerators."""
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    calibration: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
     """How a range is read off the calibration batches: the extremes, a percentile of the values (half of the rest on
-    either side), or the range that loses the least information (Migacz 2017)."""
+    either side), the range that loses the least information (Migacz 2017), or the one whose rounding and clipping
+    together err least in the sum of squares."""
     percentile: float = Field(default=99.99, ge=50, le=100)
     """Share of values inside the range, in percent. Used by calibration `percentile`."""
+    weight_range: Literal["max", "mse"] = "mse"
+    """How far the scale of a weight reaches: to its largest magnitude, or to where rounding and clipping together err
+    least in the sum of squares."""
+    bias_correction: bool = True
+    """Take off each bias by how much rounding the weights moves the mean of the outputs (Nagel et al. 2019, section
+    4.2), with the means of the inputs measured in calibration."""
     calibration_samples: int = Field(default=256, ge=1, le=1_000_000)
     """At most so many samples of the calibration dataset are run through the model."""
     reduce_range: bool | None = None
-    """Use 7 of the 8 bits of a weight, which CPUs without VNNI need to add products without saturating.
-    None: decided by this machine's CPU."""
+    """Use 7 of the 8 bits of a weight. CPUs without VNNI add two products in 16 bits, which 8 bits can exceed. None: on
+    such a machine all 8 bits, with scales so wide that no two weights that are added there exceed them; on others all
+    8 bits."""
 
     @property
     def data_needed(self) -> frozenset[DataRole]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import onnx
+from onnx import numpy_helper
 
 from compression.context import Context
 from compression.data import Dataset
@@ -15,7 +16,14 @@ from compression.errors import DataRejected
 from compression.graph.inspect import summarize
 from compression.graph.weights import Weight, find_weights
 from compression.quantization import gemm, prepare
-from compression.quantization.calibration import activation_ranges
+from compression.quantization.integer.codes import Limit
+from compression.quantization.integer.fill import Bits, Filler, tables
+from compression.quantization.integer.forms import with_integer_forms
+from compression.quantization.integer.kernels import kernels
+from compression.quantization.integer.observe import Statistics, observe
+from compression.quantization.integer.plan import Anatomy, Plan, examine, make_plan
+from compression.quantization.integer.ranges import grid
+from compression.quantization.integer.write import write
 from compression.quantization.isa import saturates
 from compression.quantization.spec import QuantizeStatic
 
@@ -30,22 +38,33 @@ class Calibrated:
     """A float graph with all that is needed to quantize any part of it; nothing in it is changed afterwards.
 
     Attributes:
-        graph: The optimized graph, every node named.
         original: The model that it was made from, which a result is described like.
-        chosen: The weights that the spec selects.
+        anatomy: The optimized graph, every node named, and the layers in it.
+        chosen: The weights that the spec selects, as the original has them.
         float_nodes: Names of the nodes that stay float in any case.
-        ranges: Lowest and highest value of every activation, as ONNX Runtime's quantizer takes them.
+        statistics: What was seen of its activations.
         spec: The settings.
-        reduce_range: Whether weights have 7 of 8 bits.
+        limit: What bounds the numbers of weights.
+        filler: Turns ranges and weights into whole numbers, each once.
     """
 
-    graph: onnx.ModelProto
     original: onnx.ModelProto
+    anatomy: Anatomy
     chosen: tuple[Weight, ...]
     float_nodes: frozenset[str]
-    ranges: Any
+    statistics: Statistics
     spec: QuantizeStatic
-    reduce_range: bool
+    limit: Limit
+    filler: Filler = field(repr=False)
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The optimized float graph."""
+        return self.anatomy.model
+
+    def plan(self, float_nodes: Collection[str] = ()) -> Plan:
+        """What computes in integers when these nodes, beside `self.float_nodes`, stay float."""
+        return make_plan(self.anatomy, self.float_nodes.union(float_nodes))
 
 
 def quantize_static(
@@ -54,7 +73,7 @@ def quantize_static(
     """Insert QuantizeLinear/DequantizeLinear pairs, which runtimes fuse into integer operators (Jacob et al. 2017).
 
     Weights become int8, symmetric; biases int32. Activations become unsigned with a zero point of their own, or
-    signed and symmetric. Nodes without weights take part unless they compute on the output of a node that stays float.
+    signed and symmetric. Nodes without weights compute in integers where their neighbours do.
 
     Returns:
         The quantized model (the argument is not changed), and what was quantized by which ranges.
@@ -65,8 +84,9 @@ def quantize_static(
         DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
     """
     calibrated = calibrate(model, spec, context, calibration)
-    result = with_pairs(calibrated, context)
-    return result, describe(calibrated, result)
+    result = insert(calibrated)
+    found = kernels(result, context)
+    return result, {**describe(calibrated, result), "runtime": found.details()}
 
 
 def calibrate(
@@ -89,34 +109,72 @@ def calibrate(
     feed = calibration if isinstance(calibration, ModelFeed) else None
     feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
     graph = prepare.optimized(prepare.at_least_opset(graph, _OPSET), context)
-    reduce_range = saturates() if spec.reduce_range is None else spec.reduce_range
+    graph = with_integer_forms(graph)
     unfit = gemm.with_plain_biases(graph)
+    nodes = {name for weight in chosen for name in weight.nodes}
+    weights = [weight for weight in find_weights(graph) if nodes.issuperset(weight.nodes) and weight.dtype in _DTYPES]
+    anatomy = examine(graph, weights, unfit)
     float_nodes = frozenset({*unfit, *(name for weight in left for name in weight.nodes)})
-    ranges = activation_ranges(graph, _operators(), feed, spec, context)
-    return Calibrated(graph, model, tuple(chosen), float_nodes, ranges, spec, reduce_range)
+    statistics = observe(
+        graph,
+        feed,
+        context,
+        values=anatomy.measured(),
+        channels={layer.activation: layer.channel_axis for layer in anatomy.layers.values()},
+        samples=spec.calibration_samples,
+        histograms=spec.calibration != "minmax",
+    )
+    limit = _limit(spec)
+    filler = Filler(anatomy, tables(graph, weights), statistics, spec, limit)
+    return Calibrated(model, anatomy, tuple(chosen), float_nodes, statistics, spec, limit, filler)
 
 
-def with_pairs(calibrated: Calibrated, context: Context, float_nodes: Collection[str] = ()) -> onnx.ModelProto:
-    """The model with pairs around all nodes but those that stay float; can be called for one choice after another.
+def _limit(spec: QuantizeStatic) -> Limit:
+    if spec.reduce_range is None:
+        return "pairs" if saturates() else "full"
+    return "half" if spec.reduce_range else "full"
+
+
+def insert(
+    calibrated: Calibrated,
+    float_nodes: Collection[str] = (),
+    bits: Mapping[str, Bits] | None = None,
+    *,
+    unsigned_weights: bool = False,
+) -> onnx.ModelProto:
+    """The model with pairs, in fractions of a second; no runtime has loaded it yet.
 
     Args:
         calibrated: What `calibrate` gave.
-        context: The surroundings of the run.
         float_nodes: Names of nodes of `calibrated.graph` that stay float beside `calibrated.float_nodes`.
+        bits: Bits of weights and activations by node name, where they are others than the spec's.
+        unsigned_weights: Store weights as uint8 around 128, whose kernels do not saturate on CPUs without VNNI.
 
-    Returns:
-        A model that ONNX Runtime has loaded.
+    Raises:
+        StepFailed: `name_taken`.
+    """
+    plan = calibrated.plan(float_nodes)
+    floats = calibrated.float_nodes.union(float_nodes)
+    contents = calibrated.filler.fill(plan, floats, bits or {}, unsigned_weights=unsigned_weights)
+    return prepare.tidied(write(calibrated.anatomy, plan, contents), calibrated.original)
+
+
+def with_pairs(
+    calibrated: Calibrated,
+    context: Context,
+    float_nodes: Collection[str] = (),
+    bits: Mapping[str, Bits] | None = None,
+    *,
+    unsigned_weights: bool = False,
+) -> onnx.ModelProto:
+    """Like `insert`, and ONNX Runtime has loaded the result.
 
     Raises:
         StepFailed: `name_taken` or `unsupported_by_runtime`.
     """
-    graph = onnx.ModelProto()
-    graph.CopyFrom(calibrated.graph)
-    excluded = computed_in_float(graph, calibrated.float_nodes.union(float_nodes))
-    result = _insert_pairs(
-        graph, calibrated.ranges, _operators(), excluded, calibrated.spec, reduce_range=calibrated.reduce_range
-    )
-    return prepare.finished(result, calibrated.original, context)
+    result = insert(calibrated, float_nodes, bits, unsigned_weights=unsigned_weights)
+    prepare.check_loads(result, context)
+    return result
 
 
 def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Collection[str] = ()) -> dict[str, object]:
@@ -125,80 +183,47 @@ def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Colle
     Raises:
         StepFailed: `no_weights` when not one weight was quantized.
     """
+    plan = calibrated.plan(float_nodes)
+    stored = {tensor.name: tensor for tensor in result.graph.initializer}
     return {
-        "reduce_range": calibrated.reduce_range,
-        "weights": prepare.describe(calibrated.chosen, result, "its operator has no integer form in this mode"),
-        "float_nodes": computed_in_float(calibrated.graph, calibrated.float_nodes.union(float_nodes)),
-        "activations": _describe_ranges(result, calibrated.ranges),
+        "weight_limit": calibrated.limit,
+        "weights": _weights(calibrated, plan, stored),
+        "float_nodes": sorted(calibrated.float_nodes.union(float_nodes)),
+        "activations": _activations(calibrated, plan, stored),
     }
 
 
-def _describe_ranges(result: onnx.ModelProto, ranges: Any) -> list[dict[str, object]]:  # noqa: ANN401
-    """The ranges of those activations that are quantized, in the order of the graph."""
-    names = dict.fromkeys(node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear")
-    return [
-        {"name": name, "lowest": ranges[name].lowest.item(), "highest": ranges[name].highest.item()}
-        for name in names
-        if name in ranges
-    ]
+def _weights(calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.TensorProto]) -> list[dict[str, object]]:
+    """For each chosen weight how many scales it got, or why it was left."""
+    names = {**calibrated.filler.lookups, **{node: layer.weight for node, layer in plan.layers.items()}}
+    report: list[dict[str, object]] = []
+    for weight in calibrated.chosen:
+        entry: dict[str, object] = {"name": weight.name, "shape": list(weight.shape), "nodes": list(weight.nodes)}
+        name = next((names[node] for node in weight.nodes if node in names), None)
+        if name is not None and f"{name}_quantized" in stored:
+            entry["scales"] = max(1, math.prod(stored[f"{name}_scale"].dims))
+        else:
+            entry["skipped"] = "its operator has no integer form in this mode"
+        report.append(entry)
+    prepare.check_some(report)
+    return report
 
 
-def _operators() -> list[str]:
-    from onnxruntime.quantization import registry  # noqa: PLC0415 - imported where it is needed
-
-    return sorted({*registry.QLinearOpsRegistry, *registry.QDQRegistry})
-
-
-def computed_in_float(graph: onnx.ModelProto, left: Collection[str]) -> list[str]:
-    """The nodes in `left`, and those without weights that compute on what such nodes give out.
-
-    An Add or a pool after a layer that stays float would quantize an activation for nothing.
-    """
-    if not left:
-        return []
-    with_weights = {name for weight in find_weights(graph) for name in weight.nodes}
-    tainted: set[str] = set()
-    found = []
-    for node in graph.graph.node:
-        is_float = node.name in left
-        if node.name not in with_weights:
-            is_float = is_float or any(name in tainted for name in node.input)
-        if is_float:
-            found.append(node.name)
-            tainted.update(node.output)
-    return found
-
-
-def _insert_pairs(
-    graph: onnx.ModelProto,
-    ranges: Any,  # noqa: ANN401 - ONNX Runtime is untyped
-    operators: Sequence[str],
-    excluded: Sequence[str],
-    spec: QuantizeStatic,
-    *,
-    reduce_range: bool,
-) -> onnx.ModelProto:
-    from onnxruntime.quantization import QDQQuantizer, QuantType, quant_utils  # noqa: PLC0415 - where it is needed
-
-    # Otherwise the quantizer would infer shapes once more, by way of a file in the system's folder for such.
-    quant_utils.add_infer_metadata(graph)
-    if spec.symmetric_activations:
-        activation = QuantType.QInt8 if spec.activation_bits == 8 else QuantType.QInt16
-    else:
-        activation = QuantType.QUInt8 if spec.activation_bits == 8 else QuantType.QUInt16
-    with prepare.runtime_failures("quantizing"):
-        quantizer = QDQQuantizer(
-            graph,
-            per_channel=spec.per_channel,
-            reduce_range=reduce_range,
-            weight_qType=QuantType.QInt8,
-            activation_qType=activation,
-            tensors_range=ranges,
-            nodes_to_quantize=[],
-            nodes_to_exclude=list(excluded),
-            op_types_to_quantize=list(operators),
-            extra_options={"ActivationSymmetric": spec.symmetric_activations},
+def _activations(calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.TensorProto]) -> list[dict[str, object]]:
+    """What each scale was read off, and the range that its whole numbers span, in the order of the graph."""
+    found: list[dict[str, object]] = []
+    for name in dict.fromkeys(plan.owners.values()):
+        scale = float(numpy_helper.to_array(stored[f"{name}_scale"]))
+        zero_point = numpy_helper.to_array(stored[f"{name}_zero_point"])
+        numbers = grid(8 * zero_point.itemsize, symmetric=zero_point.dtype.kind == "i")
+        seen = calibrated.filler.seen(name)
+        found.append(
+            {
+                "name": name,
+                "bits": 8 * zero_point.itemsize,
+                "lowest": (numbers.low - int(zero_point)) * scale,
+                "highest": (numbers.high - int(zero_point)) * scale,
+                "seen": [seen.low, seen.high],
+            }
         )
-        quantizer.quantize_model()
-    result: onnx.ModelProto = quantizer.model.model
-    return result
+    return found

@@ -12,7 +12,7 @@ from onnx import helper
 
 from compression.context import Context
 from compression.errors import Cancelled, DataRejected, StepFailed
-from compression.quantization.calibration import batch_size
+from compression.quantization.integer.observe import batch_size
 from compression.quantization.isa import saturates
 from compression.quantization.step import quantize
 from compression.spec import QuantizeStatic
@@ -62,13 +62,23 @@ def from_minus_1_to_3(tmp_path):
 def test_minmax_gives_the_scale_and_zero_point_of_the_definition(
     settings, scale, zero_point, from_minus_1_to_3, tmp_path
 ):
-    result, details = apply(one_layer(), QuantizeStatic(**settings), tmp_path, from_minus_1_to_3)
+    spec = QuantizeStatic(calibration="minmax", **settings)
+    result, details = apply(one_layer(), spec, tmp_path, from_minus_1_to_3)
     parts = stored(result)
     assert parts["x_scale"] == pytest.approx(scale, rel=1e-6)
     assert parts["x_zero_point"] == zero_point
     assert parts["x_zero_point"].dtype == zero_point.dtype
-    lowest = -3.0 if settings.get("symmetric_activations") else -1.0
-    assert details["activations"][0] == {"name": "x", "lowest": lowest, "highest": 3.0}
+    (entry,) = details["activations"]
+    info = np.iinfo(zero_point.dtype)
+    lowest = -info.max if settings.get("symmetric_activations") else -int(zero_point)
+    highest = info.max - int(zero_point)
+    assert entry == {
+        "name": "x",
+        "bits": settings.get("activation_bits", 8),
+        "lowest": pytest.approx(lowest * scale, rel=1e-6),
+        "highest": pytest.approx(highest * scale, rel=1e-6),
+        "seen": [-1.0, 3.0],
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,18 +93,19 @@ def test_minmax_gives_the_scale_and_zero_point_of_the_definition(
 def test_weights_are_rounded_to_the_nearest_multiple_of_their_scale(
     settings, scales, codes, from_minus_1_to_3, tmp_path
 ):
-    result, details = apply(one_layer(), QuantizeStatic(**settings), tmp_path, from_minus_1_to_3)
+    spec = QuantizeStatic(weight_range="max", **settings)
+    result, details = apply(one_layer(), spec, tmp_path, from_minus_1_to_3)
     parts = stored(result)
     np.testing.assert_allclose(parts["w_scale"], scales, rtol=1e-6)
     np.testing.assert_array_equal(parts["w_quantized"], codes)
     assert not np.any(parts["w_zero_point"])
-    assert details["reduce_range"] is settings["reduce_range"]
+    assert details["weight_limit"] == ("half" if settings["reduce_range"] else "full")
     assert details["weights"] == [{"name": "w", "shape": [3, 2], "nodes": ["product"], "scales": np.size(scales)}]
 
 
-def test_the_cpu_decides_about_7_bits_where_the_spec_does_not(from_minus_1_to_3, tmp_path):
+def test_the_cpu_decides_about_what_saturates_where_the_spec_does_not(from_minus_1_to_3, tmp_path):
     _, details = apply(one_layer(), QuantizeStatic(), tmp_path, from_minus_1_to_3)
-    assert details["reduce_range"] is saturates()
+    assert details["weight_limit"] == ("pairs" if saturates() else "full")
 
 
 def test_a_percentile_clips_what_the_extremes_keep(tmp_path):
@@ -102,12 +113,12 @@ def test_a_percentile_clips_what_the_extremes_keep(tmp_path):
     x[500, 1] = 50.0
     found = {}
     for spec in (
-        QuantizeStatic(calibration_samples=1000),
+        QuantizeStatic(calibration="minmax", calibration_samples=1000),
         QuantizeStatic(calibration="percentile", percentile=99.9, calibration_samples=1000),
     ):
         _, details = apply(one_layer(), spec, tmp_path, dataset(tmp_path, x=x))
         found[spec.calibration] = details["activations"][0]
-    assert found["minmax"]["highest"] == 50.0
+    assert found["minmax"]["highest"] == pytest.approx(50.0)
     # 0.05 % of 3,000 values lie above: the outlier does, and the rest reaches to 1; a bin is at most 50 / 1024 wide.
     assert 0.99 < found["percentile"]["highest"] < 1.1
 
@@ -124,15 +135,17 @@ def test_no_more_samples_are_run_than_were_asked_for(tmp_path):
     x = np.ones((100, 3), np.float32)
     x[99] = 7.0  # the ten samples are 0, 10, 20, … 90
     _, details = apply(one_layer(), QuantizeStatic(calibration_samples=10), tmp_path, dataset(tmp_path, x=x))
-    assert details["activations"][0]["highest"] == 1.0
+    assert details["activations"][0]["seen"] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},
+        {"calibration": "minmax"},
         {"calibration": "percentile"},
         {"calibration": "entropy"},
+        {"weight_bits": 4},
         {"per_channel": False},
         {"symmetric_activations": True},
         {"activation_bits": 16},
@@ -177,7 +190,7 @@ def test_large_activations_make_small_batches():
 
 
 def test_the_runtime_computes_the_convolutions_in_integers(tmp_path):
-    result, _ = apply(digits_model(), QuantizeStatic(), tmp_path, digits_calibration())
+    result, details = apply(digits_model(), QuantizeStatic(), tmp_path, digits_calibration())
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "fused.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -185,6 +198,11 @@ def test_the_runtime_computes_the_convolutions_in_integers(tmp_path):
     fused = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
     assert fused["QLinearConv"] == 5
     assert fused["Conv"] == 0
+    assert details["runtime"] == {
+        "integer_nodes": {"QGemm": 1, "QLinearAdd": 1, "QLinearConv": 5},
+        "float_layers": {},
+        "unfused_pairs": 1,  # that of the input
+    }
 
 
 def test_batch_norms_fold_into_convolutions_that_keep_their_names(tmp_path):
@@ -218,7 +236,7 @@ def test_an_excluded_layer_and_what_computes_on_it_stay_float(tmp_path):
     result, details = apply(model, QuantizeStatic(exclude=("conv2*",)), tmp_path, dataset(tmp_path, x=x))
     np.testing.assert_array_equal(stored(result)["conv2.weight"], stored(model)["conv2.weight"])
     assert [entry["name"] for entry in details["weights"]] == ["conv1.weight", "fc.weight"]
-    assert details["float_nodes"] == ["conv2", "relu2", "pool", "flatten"]
+    assert details["float_nodes"] == ["conv2"]
     quantized = [node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"]
     assert not {"c2", "r2", "p"} & set(quantized)
 
@@ -265,7 +283,7 @@ def test_data_that_does_not_fit(tmp_path):
     assert error.value.code == "dataset_mismatch"
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy", "mse"])
 def test_activations_that_are_not_finite(calibration, tmp_path):
     model = make_model(
         [

@@ -19,7 +19,7 @@ from compression.quantization.aware.insert import Quantizers, calibrate, insert
 from compression.quantization.aware.pairs import with_pairs
 from compression.quantization.aware.placement import Plan, make_plan
 from compression.quantization.aware.quantizers import StepsAboveZero
-from compression.quantization.calibration import batch_size
+from compression.quantization.integer.observe import batch_size
 from compression.quantization.isa import saturates
 from compression.quantization.spec import QuantizeAware
 from compression.training.constraints import Constraint, KeepZeros
