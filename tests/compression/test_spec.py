@@ -95,7 +95,7 @@ def test_illegal_orders(steps, message):
         ({"type": "prune", "amount": 0.5, "include": []}, "at least 1 item"),
         ({"type": "cluster", "clusters": 1}, "greater than or equal to 2"),
         ({"type": "quantize", "mode": "static", "percentile": 99.0}, "percentile has no effect"),
-        ({"type": "quantize", "mode": "static", "weight_bits": 5}, "Input should be 8"),
+        ({"type": "quantize", "mode": "static", "weight_bits": 5}, "Input should be 4 or 8"),
         ({"type": "quantize", "mode": "weight_only", "group_size": 33}, "Input should be 16, 32"),
         ({"type": "quantize", "mode": "qat", "weight_bits": 1}, "greater than or equal to 2"),
         ({"type": "quantize", "mode": "qat", "weight_bits": 9}, "less than or equal to 8"),

@@ -12,10 +12,10 @@ from compression.graph.shapes import KnownShape
 
 
 def with_integer_forms(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which means over all positions are pooling, and products of matrices with a bias are Gemm.
+    """A copy in which means over all positions are pooling, and products of matrices with a bias are plain Gemm.
 
-    ReduceMean has no integer kernel, GlobalAveragePool has; and Gemm adds its bias in the kernel, where a MatMul's
-    would be a sum of floats behind it. Names of nodes, weights and values stay.
+    ReduceMean has no integer kernel, GlobalAveragePool has; Gemm adds its bias in the kernel, where a MatMul's would be
+    a sum of floats behind it, but knows no factor of the product. Names of nodes, weights and values stay.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -41,10 +41,25 @@ def with_integer_forms(model: onnx.ModelProto) -> onnx.ModelProto:
                 nodes.append(helper.make_node("Gemm", [*node.input, bias], total.output, node.name))
         else:
             nodes.append(node)
+    for node in nodes:
+        if node.op_type == "Gemm" and node.input[1] in stored and uses[node.input[1]] == 1:
+            _take_in_factor(node, stored[node.input[1]])
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     return result
+
+
+def _take_in_factor(node: onnx.NodeProto, weight: onnx.TensorProto) -> None:
+    """Multiply a Gemm's factor of the product into its weight, in place: integer kernels know none."""
+    alpha = walk.real(node, "alpha", 1.0)
+    if alpha == 1.0:
+        return
+    values = numpy_helper.to_array(weight)
+    weight.CopyFrom(numpy_helper.from_array(values * values.dtype.type(alpha), weight.name))
+    kept = [attribute for attribute in node.attribute if attribute.name != "alpha"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
 
 
 def _is_over_positions(node: onnx.NodeProto, known: dict[str, KnownShape], stored: dict[str, onnx.TensorProto]) -> bool:
