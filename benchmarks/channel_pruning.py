@@ -1,6 +1,7 @@
 """Channel pruning against Torch-Pruning, and on every torchvision classifier.
 
     python benchmarks/channel_pruning.py compare           # ResNet-18 and -50 at ratio 0.5, beside Torch-Pruning
+    python benchmarks/channel_pruning.py latency           # to half of the measured latency, which is measured again
     python benchmarks/channel_pruning.py sweep             # every classifier by 30 %, both exporters; takes hours
     python benchmarks/channel_pruning.py sweep swin_t shufflenet_v2_x1_0
 
@@ -136,6 +137,29 @@ def compare(folder: Path) -> None:
         print(f"| {name} | Torch-Pruning, as published | {published[0]} | {published[1]} | | | |", flush=True)
 
 
+def latency(names: list[str], folder: Path) -> None:
+    """Targets of latency, and what a measurement of its own says of the results."""
+    print("| model | target | amount | candidates | seconds | MACs left | latency left, by the step | measured again |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names or ["resnet18", "mobilenet_v2", "resnet50"]:
+        original = export(build(name), folder / "original.onnx", dynamo=True)
+        for target in (0.75, 0.5):
+            started = time.perf_counter()
+            spec = PruneChannels(target_latency=target, round_to=8)
+            pruned, details = prune_channels(original, spec, Context(workdir=folder, threads=1), 0)
+            seconds = time.perf_counter() - started
+            facts: Any = details
+            timed = facts["latency"]
+            ratio, (low, high) = speed_up(original, pruned)
+            print(
+                f"| {name} | {target} | {facts['amount']:.3f} | {len(timed['candidates'])} | {seconds:.0f} | "
+                f"{facts['macs'] / facts['macs_before']:.3f} | "
+                f"{timed['ratio']:.3f} [{timed['interval'][0]:.3f}, {timed['interval'][1]:.3f}] | "
+                f"{1 / ratio:.3f} [{1 / high:.3f}, {1 / low:.3f}] |",
+                flush=True,
+            )
+
+
 def classifiers() -> list[str]:
     """torchvision's classifiers of at most `LARGEST` parameters, the small ones first."""
     sizes = {}
@@ -184,13 +208,15 @@ def sweep(names: list[str], folder: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("compare", "sweep"))
+    parser.add_argument("what", choices=("compare", "latency", "sweep"))
     parser.add_argument("models", nargs="*")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "compare":
             compare(Path(folder))
+        elif arguments.what == "latency":
+            latency(arguments.models, Path(folder))
         else:
             sys.exit(1 if sweep(arguments.models, Path(folder)) else 0)
 

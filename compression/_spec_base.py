@@ -36,3 +36,8 @@ class StepSpec(Spec):
     def needs_student(self) -> bool:
         """Whether the step works with a second uploaded model."""
         return False
+
+    @property
+    def depends_on_machine(self) -> bool:
+        """Whether the result rests on times that were measured while the step ran."""
+        return False

@@ -35,18 +35,21 @@ def step_keys(
     spec: PipelineSpec,
     host: Iterable[str] = (),
     *,
+    machine: Iterable[str] = (),
     student_sha256: str | None = None,
 ) -> list[str]:
     """One key (64 hex digits) for each step of `spec`, in order.
 
     A key covers the model, the data, the seed, the library versions, what the host contributes and all steps up to
-    and including its own: two jobs that begin alike share the keys of their common prefix.
+    and including its own: two jobs that begin alike share the keys of their common prefix. From the first step on that
+    measures time (`StepSpec.depends_on_machine`), it covers the machine too.
 
     Args:
         model_sha256: Hash of the model as uploaded.
         data_sha256: Hash of each dataset by its role.
         spec: The pipeline; its `benchmark` part has no influence.
         host: Facts of this machine that steps look at, such as CPU flags.
+        machine: Facts that decide about speed (see `compression.benchmarking.machine`).
         student_sha256: Hash of the second model, where there is one.
     """
     digest = hashlib.sha256()
@@ -59,6 +62,8 @@ def step_keys(
         mix(["student", student_sha256])
     keys = []
     for step in spec.steps:
+        if step.depends_on_machine:
+            mix(["machine", *machine])
         mix(step.model_dump(mode="json"))
         keys.append(digest.copy().hexdigest())
     return keys

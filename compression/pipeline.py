@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression import publishing
 from compression._spec_base import DataRole
+from compression.benchmarking.machine import machine_facts
 from compression.benchmarking.measure import measure
 from compression.cache import step_keys
 from compression.context import Context, StepCache
@@ -99,7 +100,14 @@ def run(
                 data_sha256 or {role: publishing.sha256_of(source.path) for role, source in sources.items()},
                 None if student is None or second is None else student_sha256 or _sha256(student, second),
             )
-            keys = step_keys(hashes.model, hashes.data, spec, cpu_facts(), student_sha256=hashes.student)
+            keys = step_keys(
+                hashes.model,
+                hashes.data,
+                spec,
+                cpu_facts(),
+                machine=machine_facts(context.threads),
+                student_sha256=hashes.student,
+            )
             path = _in_one_file(model, loaded, context)
             subject = _Subject(path, original, spec, context, feeds, None if second is None else second.model)
             result_model, steps = _apply_all(loaded.model, subject, keys)

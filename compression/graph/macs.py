@@ -47,7 +47,7 @@ def macs_of(nodes: Iterable[onnx.NodeProto], known: Mapping[str, KnownShape]) ->
     lengths = _Shapes(known)
     try:
         return sum(_macs(node, lengths) for node in nodes)
-    except (_Unknown, IndexError):
+    except (_Unknown, IndexError, ValueError):
         return None
 
 
@@ -97,6 +97,21 @@ def _gemm(node: onnx.NodeProto, known: _Shapes) -> int:
     return math.prod(known[node.output[0]]) * known[node.input[0]][0 if transposed else -1]
 
 
+def _einsum(node: onnx.NodeProto, known: _Shapes) -> int:
+    """Each choice of all indices is one product for every operand after the first; one operand alone only adds."""
+    (equation,) = (attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for name, term in zip(node.input, terms, strict=True):
+        shape = known[name]
+        before, dots, after = term.partition("...")
+        # The axes under an ellipsis are aligned at their last one, as in broadcasting.
+        under = [f"...{place}" for place in range(len(shape) - len(before) - len(after), 0, -1)] if dots else []
+        for index, length in zip([*before, *under, *after], shape, strict=True):
+            sizes[index] = max(length, sizes.get(index, 1))
+    return math.prod(sizes.values()) * (len(terms) - 1)
+
+
 def _recurrent(node: onnx.NodeProto, known: _Shapes) -> int:
     """Every step of every sample multiplies by the whole of W (input) and R (state), all gates and directions."""
     steps, batch = known[node.input[0]][:2]
@@ -116,8 +131,9 @@ _COUNTERS: dict[str, Callable[[onnx.NodeProto, _Shapes], int]] = {
     "MatMulIntegerToFloat": _product(),
     "FusedMatMul": _product(),
     "Gemm": _gemm,
+    "Einsum": _einsum,
 } | dict.fromkeys(_RECURRENT, _recurrent)
 _UNCOUNTED = frozenset(
-    {"Einsum", "Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "QGemm", "QMoE", "MoE"}
+    {"Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "QGemm", "QMoE", "MoE"}
     | {"DynamicQuantizeLSTM", "FusedConv", "NhwcConv", "FusedGemm", "DeformConv", "STFT"}
 )

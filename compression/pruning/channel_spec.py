@@ -8,13 +8,15 @@ from pydantic import Field, model_validator
 
 from compression._spec_base import StepSpec
 
+_TARGETS = ("amount", "target_macs", "target_parameters", "target_latency")
+
 
 class PruneChannels(StepSpec):
     """Remove the least important neurons, filters and attention heads, with all connections in and out of them.
 
     Shapes really shrink: layers that share channels (residuals, concatenations, depthwise convolutions) lose the same
-    ones (Fang et al. 2023, "DepGraph", section 3). Give exactly one of `amount`, `target_macs` and
-    `target_parameters`. A channel can be removed when one of the layers that make it is included and none is excluded.
+    ones (Fang et al. 2023, "DepGraph", section 3). Give exactly one of `amount`, `target_macs`, `target_parameters` and
+    `target_latency`. A channel can be removed when one of the layers that make it is included and none is excluded.
     """
 
     type: Literal["prune_channels"] = "prune_channels"
@@ -25,6 +27,14 @@ class PruneChannels(StepSpec):
     taken."""
     target_parameters: float | None = Field(default=None, gt=0, lt=1, examples=[0.5])
     """Parameters of the result as a share of those before the step; the smallest sufficient amount is taken."""
+    target_latency: float | None = Field(default=None, gt=0, lt=1, examples=[0.5])
+    """Time of a call of the result as a share of that before the step, both measured on the machine that runs the step,
+    in turns, on one made-up sample, or a batch where the model fixes that. The smallest amount of at most eight
+    candidates is taken whose ratio lies below with its whole 95 % interval. Of all targets this one depends on the
+    machine and its load, and two runs may differ; the amount found is reported, and given as `amount` it repeats the
+    result."""
+    latency_seconds: float = Field(default=60.0, gt=0, le=3600)
+    """Seconds after which `target_latency` times no further candidate."""
     scope: Literal["layer", "global"] = "layer"
     """Rank channels within each group of layers that share them, or all together."""
     importance: Literal["l1", "l2", "bn_scale", "lamp", "fpgm", "random"] = "l2"
@@ -39,12 +49,16 @@ class PruneChannels(StepSpec):
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        given = [name for name in ("amount", "target_macs", "target_parameters") if getattr(self, name) is not None]
+        given = [name for name in _TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            msg = f"give exactly one of amount, target_macs and target_parameters, not {found}"
+            msg = f"give exactly one of {', '.join(_TARGETS[:-1])} and {_TARGETS[-1]}, not {found}"
             raise ValueError(msg)
         if self.amount is not None and self.amount > self.max_amount:
             msg = f"amount ({self.amount}) is above max_amount ({self.max_amount})"
             raise ValueError(msg)
         return self
+
+    @property
+    def depends_on_machine(self) -> bool:
+        return self.target_latency is not None

@@ -88,6 +88,27 @@ def test_macs_of_a_batched_product_of_activations():
     assert summary(model).macs == 4 * 16 * 16 * 8
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("bij,bjk->bik", [(1, 3, 4), (1, 4, 5)], 3 * 4 * 5),
+        ("b h i d, b h j d -> b h i j", [(1, 2, 3, 4), (1, 2, 6, 4)], 2 * 3 * 6 * 4),
+        ("ij,jk", [(3, 4), (4, 5)], 60),
+        ("...ij,...jk->...ik", [(1, 7, 3, 4), (7, 4, 5)], 7 * 3 * 4 * 5),
+        ("...i,...->...i", [(1, 7, 3), (7,)], 7 * 3),
+        ("bii->b", [(1, 3, 3)], 0),
+        ("bi,ij,jk->bk", [(1, 2), (2, 3), (3, 4)], 2 * 2 * 3 * 4),
+    ],
+)
+def test_macs_of_einsum(equation, shapes, expected):
+    """By hand: the product of the lengths of all indices."""
+    names = [f"x{index}" for index in range(len(shapes))]
+    node = helper.make_node("Einsum", names, ["y"], equation=equation)
+    inputs = [models.value(name, shape) for name, shape in zip(names, shapes, strict=True)]
+    output = np.einsum(equation, *(np.ones(shape) for shape in shapes))
+    assert summary(one_node(node, inputs, [models.value("y", output.shape)], {})).macs == expected
+
+
 def test_macs_of_an_lstm():
     weights = {"w": np.ones((1, 32, 6), np.float32), "r": np.ones((1, 32, 8), np.float32)}
     node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=8)

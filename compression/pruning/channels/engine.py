@@ -275,7 +275,8 @@ def _apply(engine: Engine, node: onnx.NodeProto, rules: dict[str, Rule]) -> None
     if rule is not None:
         try:
             rule(engine, node)
-        except (Unknown, IndexError):
+        except (Unknown, IndexError, ValueError):
+            # ValueError: lengths that do not go together, since an open axis was taken for another length than it has.
             pass
         else:
             return

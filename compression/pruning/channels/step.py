@@ -18,6 +18,7 @@ from compression.graph.shapes import KnownShape
 from compression.graph.weights import find_weights, select
 from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.channels import (
+    latency_target,
     rules_elementwise,
     rules_layers,
     rules_norms,
@@ -41,12 +42,13 @@ def prune_channels(
     """Remove channels together with everything that depends on them.
 
     Returns:
-        The smaller model (the argument is not changed); parameters and MACs before and after, and for each group of
-        layers that share channels how many are left.
+        The smaller model (the argument is not changed); parameters and MACs before and after, for each group of
+        layers that share channels how many are left, and for a target of latency the amount found and the candidates
+        that were timed.
 
     Raises:
-        StepFailed: `quantized_model`, `unknown_name`, `no_weights`, `non_finite_weights`, `nothing_prunable` or
-            `target_unreachable`.
+        StepFailed: `quantized_model`, `unknown_name`, `no_weights`, `non_finite_weights`, `nothing_prunable`,
+            `target_unreachable`, `macs_unknown` or `latency_unknown`.
     """
     _check_float(model)
     weights = find_weights(model)
@@ -58,16 +60,27 @@ def prune_channels(
     while True:
         context.check_cancelled()
         layout = plan(engine, {weight.name: weight.name in chosen for weight in weights})
-        removed = _choose(model, engine, layout, spec, seed)
-        context.progress("pruning", 0.5, "cutting weights")
+
+        def build(removed: Labels, layout: Plan = layout) -> onnx.ModelProto:
+            smaller = Rewriter(engine, layout, removed).run()
+            joined(smaller, first_names)
+            return smaller
+
+        found: dict[str, object] = {}
         try:
-            pruned = Rewriter(engine, layout, removed).run()
+            if spec.target_latency is None:
+                removed = _choose(model, engine, layout, spec, seed)
+            else:
+                ranking = _ranking(engine, layout, spec, seed)
+                removed, found = latency_target.fit(model, ranking, build, spec, context, seed=seed)
+            context.progress("pruning", 0.5, "cutting weights")
+            pruned = build(removed)
         except Stuck as stuck:
             kept_whole.append(walk.display_name(stuck.node))
             _keep(engine, stuck.node)
             continue
-        joined(pruned, first_names)
-        details = _sizes(model, pruned, engine, layout, removed) | {"groups": _groups(engine, layout, removed)}
+        details = _sizes(model, pruned, engine, layout, removed) | found
+        details["groups"] = _groups(engine, layout, removed)
         return pruned, details | ({"kept_whole": kept_whole} if kept_whole else {})
 
 
@@ -81,7 +94,7 @@ def _check_float(model: onnx.ModelProto) -> None:
             )
 
 
-def _choose(model: onnx.ModelProto, engine: Engine, layout: Plan, spec: PruneChannels, seed: int) -> Labels:
+def _ranking(engine: Engine, layout: Plan, spec: PruneChannels, seed: int) -> Ranking:
     if not layout.groups:
         raise StepFailed(
             "nothing_prunable",
@@ -90,7 +103,12 @@ def _choose(model: onnx.ModelProto, engine: Engine, layout: Plan, spec: PruneCha
         )
     scorer = Scorer(engine, spec.importance, seed)
     scores = [scorer.scores(group) for group in layout.groups]
-    ranking = Ranking(layout, scores, spec.scope, spec.round_to, spec.max_amount)
+    return Ranking(layout, scores, spec.scope, spec.round_to, spec.max_amount)
+
+
+def _choose(model: onnx.ModelProto, engine: Engine, layout: Plan, spec: PruneChannels, seed: int) -> Labels:
+    """The units to remove where that follows from shapes."""
+    ranking = _ranking(engine, layout, spec, seed)
     if spec.amount is not None:
         removed = ranking.remove(spec.amount)
         if not len(removed):

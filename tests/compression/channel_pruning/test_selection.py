@@ -16,7 +16,7 @@ from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.channels.step import prune_channels
 from compression.spec import QuantizeDynamic
 from tests.compression import models
-from tests.compression.channel_pruning.oracle import prune
+from tests.compression.channel_pruning.oracle import prune, run
 from tests.compression.quantizing import apply
 
 
@@ -145,6 +145,20 @@ def test_unknown_operators_keep_what_they_touch(tmp_path):
     model.graph.node.extend([*nodes[:2], norm, *nodes[2:]])
     _, details = prune(model, tmp_path, amount=0.5)
     assert channels(details) == {"conv2": 8}
+
+
+def test_an_open_axis_that_the_weights_know_better(tmp_path):
+    """An open length is taken for another than a layer's: that layer keeps its channels, the others lose some."""
+    model = models.cnn()
+    for axis in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.ClearField("dim_value")
+    pruned, details = prune(model, tmp_path, amount=0.5)
+    assert channels(details) == {"conv1": 4}
+    found = run(pruned, {"x": np.ones((2, 1, 8, 8), np.float32)})
+    assert found[0].shape == (2, 10)
+    model = models.mlp()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "features"
+    refused(model, tmp_path, "nothing_prunable", amount=0.5)
 
 
 def test_cancelling(tmp_path):

@@ -1,0 +1,272 @@
+"""The smallest amount whose result is fast enough on this machine, found by timing candidates."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnx
+
+from compression import publishing
+from compression.benchmarking.latency import Call, time_calls
+from compression.benchmarking.statistics import LUCK_OF_LOADING, Interval, ratio_of_medians
+from compression.context import Context
+from compression.data import synthetic_batches
+from compression.errors import DataRejected, StepFailed
+from compression.graph.inspect import summarize
+from compression.pruning.channel_spec import PruneChannels
+from compression.pruning.channels.identities import Labels
+from compression.pruning.channels.selection import Ranking
+from compression.runtime import DoesNotRun, Model
+from compression.spec import BenchmarkSpec
+
+_MOST_CANDIDATES = 8
+# A candidate this little below the target is taken; a closer one would differ by less than luck.
+_CLOSE = 0.04
+# Amounts closer together than this are one.
+_RESOLUTION = 0.005
+# Models are loaded anew this often for one candidate, since where weights lie in memory decides about some percent.
+_LOADINGS = 3
+_TIMING = BenchmarkSpec(max_seconds=1.0, min_rounds=15, max_rounds=400)
+
+
+def fit(
+    model: onnx.ModelProto,
+    ranking: Ranking,
+    build: Callable[[Labels], onnx.ModelProto],
+    spec: PruneChannels,
+    context: Context,
+    *,
+    seed: int,
+) -> tuple[Labels, dict[str, object]]:
+    """The units to remove so that a target of latency is met on this machine, at this hour.
+
+    Args:
+        model: As it was before the step.
+        ranking: Of its units.
+        build: What is left without some units.
+        spec: With a `target_latency`.
+        context: Folder, threads, progress from 0 to 0.5, cancellation.
+        seed: Of the sample and the order of calls.
+
+    Returns:
+        The units, and for the report what was timed.
+
+    Raises:
+        StepFailed: `target_unreachable`, `latency_unknown` or `benchmark_failed`.
+    """
+    target = spec.target_latency
+    if target is None:
+        raise ValueError("the spec has no target_latency")
+    with Stopwatch(model, context, seed) as stopwatch:
+
+        def measure(removed: Labels) -> Timed:
+            share = len(search.candidates) / _MOST_CANDIDATES
+            context.progress("pruning", share / 2, f"timing candidate {len(search.candidates) + 1}")
+            return stopwatch.time(build(removed), target)
+
+        search = Search(ranking, target, measure, spec.latency_seconds)
+        found = search.run()
+    if found is None:
+        timed = search.candidates[0].timed
+        raise StepFailed(
+            "target_unreachable",
+            f"A share of {target} of the latency cannot be reached on this machine: with max_amount {spec.max_amount} "
+            f"and round_to {spec.round_to} it is {timed.ratio:.3f} [{timed.interval[0]:.3f}, {timed.interval[1]:.3f}], "
+            f"so the smallest target is {math.ceil(timed.interval[1] * 1000) / 1000}.",
+        )
+    return found.removed, {
+        "amount": found.amount,
+        "latency": {
+            "target": target,
+            "ratio": found.timed.ratio,
+            "interval": list(found.timed.interval),
+            "batch_size": stopwatch.batch_size,
+            "threads": context.threads,
+            "candidates": [candidate.details() for candidate in search.candidates],
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The latency of a candidate over that of the model before the step.
+
+    Attributes:
+        ratio: Of the medians.
+        interval: The ratio's 95 % interval.
+        rounds: Pairs of calls.
+    """
+
+    ratio: float
+    interval: Interval
+    rounds: int
+
+    def reaches(self, target: float) -> bool:
+        """Whether the whole interval lies below the target: a lucky measurement is not enough."""
+        return self.interval[1] <= target
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Units to remove for an amount, and how long what is left takes."""
+
+    amount: float
+    removed: Labels
+    timed: Timed
+
+    def details(self) -> dict[str, object]:
+        return {
+            "amount": self.amount,
+            "ratio": self.timed.ratio,
+            "interval": list(self.timed.interval),
+            "rounds": self.timed.rounds,
+        }
+
+
+@dataclass
+class Search:
+    """Looks for the smallest amount that reaches a target.
+
+    The square root of the latency falls about linearly with the amount where multiply-accumulates decide, which have
+    the amount in both factors, so the next candidate lies where a line through the bracket's square roots meets the
+    target. Every second one halves the bracket, for curves with jumps.
+
+    Args:
+        ranking: Gives the units to remove for an amount.
+        target: Latency wanted, as a share.
+        measure: Times what is left without these units.
+        seconds: No candidate is begun when so many seconds are over.
+        clock: Seconds on a clock that only moves forward.
+
+    Attributes:
+        candidates: All that were timed, in that order.
+    """
+
+    ranking: Ranking
+    target: float
+    measure: Callable[[Labels], Timed]
+    seconds: float
+    clock: Callable[[], float] = time.perf_counter
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def run(self) -> Candidate | None:
+        """The candidate found; None where even the largest amount does not reach the target."""
+        started = self.clock()
+        best = self._time(self.ranking.max_amount, self.ranking.remove(self.ranking.max_amount))
+        if not best.timed.reaches(self.target):
+            return None
+        # The ends of the bracket: amount, units, ratio. Without any removal the ratio is 1.
+        low, high = (0.0, np.zeros(0, np.int64), 1.0), (best.amount, best.removed, best.timed.ratio)
+        steps = 0
+        while (
+            len(self.candidates) < _MOST_CANDIDATES
+            and high[0] - low[0] > _RESOLUTION
+            and best.timed.ratio < (1 - _CLOSE) * self.target
+            and self.clock() - started < self.seconds
+        ):
+            steps += 1
+            amount = (low[0] + high[0]) / 2 if steps % 2 == 0 else self._guess(low[0], low[2], high[0], high[2])
+            removed = self.ranking.remove(amount)
+            if np.array_equal(removed, low[1]):
+                low = (amount, *low[1:])
+            elif np.array_equal(removed, high[1]):
+                high = (amount, *high[1:])
+            else:
+                found = self._time(amount, removed)
+                if found.timed.reaches(self.target):
+                    best, high = found, (amount, removed, found.timed.ratio)
+                else:
+                    low = (amount, removed, found.timed.ratio)
+        return best
+
+    def _time(self, amount: float, removed: Labels) -> Candidate:
+        self.candidates.append(Candidate(amount, removed, self.measure(removed)))
+        return self.candidates[-1]
+
+    def _guess(self, low: float, low_ratio: float, high: float, high_ratio: float) -> float:
+        wanted = np.sqrt((1 - _CLOSE / 2) * self.target)
+        roots = np.sqrt(low_ratio), np.sqrt(high_ratio)
+        share = (roots[0] - wanted) / (roots[0] - roots[1]) if roots[0] > roots[1] else 0.5
+        return low + float(np.clip(share, 0.1, 0.9)) * (high - low)
+
+
+class Stopwatch:
+    """Times models in turns with the one before the step, on one made-up sample, or a batch where that is fixed.
+
+    Args:
+        model: The one before the step.
+        context: Its folder holds files while this is open; its threads compute.
+        seed: Of the sample, the order of calls and the resampling.
+
+    Raises:
+        StepFailed: `latency_unknown` where no input can be made up on which the model runs.
+    """
+
+    def __init__(self, model: onnx.ModelProto, context: Context, seed: int) -> None:
+        self._context, self._seed = context, seed
+        self._folder = tempfile.TemporaryDirectory(prefix="latency-", dir=context.workdir)
+        self._original = self._written("original", model)
+        try:
+            self._sample = next(synthetic_batches(summarize(model, 0, 0), 1, seed)).inputs
+            self._ready(self._original)
+        except (DataRejected, DoesNotRun) as error:
+            self._folder.cleanup()
+            raise StepFailed(
+                "latency_unknown",
+                f"The latency of this model cannot be measured on made-up inputs: {error} "
+                "Use 'amount', 'target_macs' or 'target_parameters'.",
+            ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a timed call."""
+        return max((len(array) for array in self._sample.values() if array.ndim), default=1)
+
+    def time(self, candidate: onnx.ModelProto, target: float) -> Timed:
+        """How long a candidate takes as a share of the original's time; measured longer where that is near a target.
+
+        Raises:
+            StepFailed: `benchmark_failed` where the candidate does not run.
+            Cancelled: the caller asked to stop.
+        """
+        path = self._written("candidate", candidate)
+        pairs: list[tuple[float, float]] = []
+        for loading in range(_LOADINGS):
+            try:
+                calls = self._ready(self._original), self._ready(path)
+            except DoesNotRun as error:
+                raise StepFailed("benchmark_failed", f"The pruned model does not run: {error}") from None
+            seed = self._seed + loading
+            timings = time_calls(*calls, _TIMING, seed, between_rounds=self._context.check_cancelled)
+            pairs += zip(timings.original.tolist(), timings.result.tolist(), strict=True)
+            original, result = np.array(pairs).T
+            ratio, interval = ratio_of_medians(result, original, self._seed)
+            # Far from the target, luck of loading cannot change the answer.
+            if interval[1] < (1 - LUCK_OF_LOADING) * target or interval[0] > (1 + LUCK_OF_LOADING) * target:
+                break
+        return Timed(ratio, interval, len(pairs))
+
+    def _written(self, name: str, model: onnx.ModelProto) -> Path:
+        path = Path(self._folder.name) / f"{name}.onnx"
+        publishing.write_model(path, model)
+        return path
+
+    def _ready(self, path: Path) -> Call:
+        """A call of a model that is loaded now and has run once."""
+        self._context.check_cancelled()
+        model = Model(path, self._context.threads)
+        model.run(self._sample)
+        return model.bind(self._sample)
