@@ -93,6 +93,11 @@ def apply(  # noqa: C901, PLR0911 - one case for each technique
             return prune_in_training(model, step, context, training, material.feeds.get("calibration"))
         case Prune():
             return prune(model, step, context, material.feeds.get("calibration"))
+        case PruneChannels() if step.importance == "taylor":
+            training = material.training(context)
+            from compression.pruning.channels.sensitivity import gates  # noqa: PLC0415
+
+            return prune_channels(model, step, context, material.seed, gates(model, step, context, training))
         case PruneChannels():
             return prune_channels(model, step, context, material.seed)
         case Factorize():

@@ -188,7 +188,7 @@ class PipelineSpec(Spec):
 _MISSING_DATA: dict[DataRole, str] = {
     "calibration": "A '{step}' step reads activation ranges from data: give a calibration dataset, or choose a mode "
     "that needs none, such as 'dynamic'.",
-    "training": "A '{step}' step trains: give a training dataset.",
+    "training": "A '{step}' step learns from samples: give a training dataset.",
     "evaluation": "A '{step}' step measures accuracy: give an evaluation dataset.",
 }
 _STUDENT_NOT_USED = "No step works with the student; distill into it with student.kind 'model', or leave it out."

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from compression._spec_base import StepSpec
+from compression._spec_base import DataRole, StepSpec
 
 _TARGETS = ("amount", "target_macs", "target_parameters", "target_latency")
 
@@ -28,20 +28,24 @@ class PruneChannels(StepSpec):
     target_parameters: float | None = Field(default=None, gt=0, lt=1, examples=[0.5])
     """Parameters of the result as a share of those before the step; the smallest sufficient amount is taken."""
     target_latency: float | None = Field(default=None, gt=0, lt=1, examples=[0.5])
-    """Time of a call of the result as a share of that before the step, both measured on the machine that runs the step,
-    in turns, on one made-up sample, or a batch where the model fixes that. The smallest amount of at most eight
-    candidates is taken whose ratio lies below with its whole 95 % interval. Of all targets this one depends on the
-    machine and its load, and two runs may differ; the amount found is reported, and given as `amount` it repeats the
-    result."""
+    """Median time of a call of the result as a share of that before the step, both measured on the machine that runs
+    the step, in turns, on one made-up sample, or a batch where the model fixes that. Of at most eight candidates the
+    smallest sufficient amount is taken. Of all targets this one depends on the machine and its load, and two runs may
+    differ; the amount found is reported, and given as `amount` it repeats the result."""
     latency_seconds: float = Field(default=60.0, gt=0, le=3600)
-    """Seconds after which `target_latency` times no further candidate."""
+    """Seconds after which `target_latency` takes the best candidate so far."""
     scope: Literal["layer", "global"] = "layer"
     """Rank channels within each group of layers that share them, or all together."""
-    importance: Literal["l1", "l2", "bn_scale", "lamp", "fpgm", "random"] = "l2"
+    importance: Literal["l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "random"] = "l2"
     """What makes a channel matter: the norm of its weights (l1, l2: Li et al. 2017), the scale of its norm layer
     (bn_scale: Liu et al. 2017, "Network Slimming"; layers without one go by l1), its share of what is left in its
     layer (lamp: Lee et al. 2021), its distance to the other channels (fpgm: He et al. 2019), or chance. Scores of
-    a tensor are divided by their mean, and those of all tensors in which a channel lies are averaged."""
+    a tensor are divided by their mean, and those of all tensors in which a channel lies are averaged. `taylor` needs
+    a training dataset with labels or targets: the square of what the loss changes by, to first order, when all that
+    reads the channel does without it, averaged over batches (Molchanov et al. 2019, "Importance Estimation for Neural
+    Network Pruning", section 3.1)."""
+    importance_samples: int = Field(default=512, ge=1, le=100_000_000)
+    """Training samples that importance `taylor` looks at, taken evenly over the dataset."""
     round_to: int = Field(default=1, ge=1, le=256, examples=[8])
     """Layers keep a multiple of so many channels, rounded up; runtimes are fastest at multiples of 8 or 16."""
     max_amount: float = Field(default=0.9, gt=0, lt=1)
@@ -62,3 +66,7 @@ class PruneChannels(StepSpec):
     @property
     def depends_on_machine(self) -> bool:
         return self.target_latency is not None
+
+    @property
+    def data_needed(self) -> frozenset[DataRole]:
+        return frozenset({"training"}) if self.importance == "taylor" else frozenset()

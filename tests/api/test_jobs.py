@@ -171,7 +171,7 @@ def test_steps_that_train_need_training_data(service, step):
     dataset = service.dataset()
     response = service.submit(pipeline=[PRUNE, step], data={"calibration": dataset, "evaluation": dataset})
     problem = assert_problem(response, 422, "training_data_missing", "/data/training")
-    assert f"'{step['type']}' step trains" in problem["detail"]
+    assert f"'{step['type']}' step learns from samples" in problem["detail"]
     assert service.submit(pipeline=[PRUNE, step], data={"training": dataset}).status_code == 202
 
 

@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -33,16 +33,17 @@ _CLOSE = 0.04
 _RESOLUTION = 0.005
 # Models are loaded anew this often for one candidate, since where weights lie in memory decides about some percent.
 _LOADINGS = 3
-_TIMING = BenchmarkSpec(max_seconds=1.0, min_rounds=15, max_rounds=400)
+_TIMING = BenchmarkSpec(max_seconds=1.5, min_rounds=8, max_rounds=400)
 
 
 def fit(
     model: onnx.ModelProto,
     ranking: Ranking,
-    build: Callable[[Labels], onnx.ModelProto],
     spec: PruneChannels,
     context: Context,
     *,
+    build: Callable[[Labels], onnx.ModelProto],
+    cost: Callable[[Labels], float],
     seed: int,
 ) -> tuple[Labels, dict[str, object]]:
     """The units to remove so that a target of latency is met on this machine, at this hour.
@@ -50,9 +51,10 @@ def fit(
     Args:
         model: As it was before the step.
         ranking: Of its units.
-        build: What is left without some units.
         spec: With a `target_latency`.
         context: Folder, threads, progress from 0 to 0.5, cancellation.
+        build: What is left without some units.
+        cost: What that costs as a share of all, which guides the search.
         seed: Of the sample and the order of calls.
 
     Returns:
@@ -71,15 +73,16 @@ def fit(
             context.progress("pruning", share / 2, f"timing candidate {len(search.candidates) + 1}")
             return stopwatch.time(build(removed), target)
 
-        search = Search(ranking, target, measure, spec.latency_seconds)
+        build(ranking.remove(spec.max_amount))  # what cannot be built shows before time is spent
+        search = Search(ranking, target, cost, measure, spec.latency_seconds)
         found = search.run()
     if found is None:
-        timed = search.candidates[0].timed
+        timed = search.candidates[-1].timed
         raise StepFailed(
             "target_unreachable",
             f"A share of {target} of the latency cannot be reached on this machine: with max_amount {spec.max_amount} "
             f"and round_to {spec.round_to} it is {timed.ratio:.3f} [{timed.interval[0]:.3f}, {timed.interval[1]:.3f}], "
-            f"so the smallest target is {math.ceil(timed.interval[1] * 1000) / 1000}.",
+            f"so the smallest target is about {math.ceil(timed.ratio * 1000) / 1000}.",
         )
     return found.removed, {
         "amount": found.amount,
@@ -109,8 +112,8 @@ class Timed:
     rounds: int
 
     def reaches(self, target: float) -> bool:
-        """Whether the whole interval lies below the target: a lucky measurement is not enough."""
-        return self.interval[1] <= target
+        """Whether the ratio itself does: on a busy machine a whole interval below would ask for far too much."""
+        return self.ratio <= target
 
 
 @dataclass(frozen=True)
@@ -130,19 +133,35 @@ class Candidate:
         }
 
 
+@dataclass(frozen=True)
+class _End:
+    """One end of the bracket.
+
+    Attributes:
+        cost: Of what is left, as a share of all.
+        ratio: The latency, timed or, at the far end, at first only expected.
+    """
+
+    amount: float
+    removed: Labels
+    cost: float
+    ratio: float
+
+
 @dataclass
 class Search:
     """Looks for the smallest amount that reaches a target.
 
-    The square root of the latency falls about linearly with the amount where multiply-accumulates decide, which have
-    the amount in both factors, so the next candidate lies where a line through the bracket's square roots meets the
-    target. Every second one halves the bracket, for curves with jumps.
+    Where operations decide, latency follows what they cost, so the next candidate is the one whose cost lies where a
+    line through the bracket's ends meets the target. From the fourth on, every second candidate halves the bracket
+    instead, for latencies with jumps.
 
     Args:
         ranking: Gives the units to remove for an amount.
         target: Latency wanted, as a share.
-        measure: Times what is left without these units.
-        seconds: No candidate is begun when so many seconds are over.
+        cost: Of what is left without some units, as a share of all.
+        measure: Times what is left.
+        seconds: When so many are over, the best candidate so far is taken.
         clock: Seconds on a clock that only moves forward.
 
     Attributes:
@@ -151,6 +170,7 @@ class Search:
 
     ranking: Ranking
     target: float
+    cost: Callable[[Labels], float]
     measure: Callable[[Labels], Timed]
     seconds: float
     clock: Callable[[], float] = time.perf_counter
@@ -159,42 +179,64 @@ class Search:
     def run(self) -> Candidate | None:
         """The candidate found; None where even the largest amount does not reach the target."""
         started = self.clock()
-        best = self._time(self.ranking.max_amount, self.ranking.remove(self.ranking.max_amount))
-        if not best.timed.reaches(self.target):
-            return None
-        # The ends of the bracket: amount, units, ratio. Without any removal the ratio is 1.
-        low, high = (0.0, np.zeros(0, np.int64), 1.0), (best.amount, best.removed, best.timed.ratio)
-        steps = 0
-        while (
-            len(self.candidates) < _MOST_CANDIDATES
-            and high[0] - low[0] > _RESOLUTION
-            and best.timed.ratio < (1 - _CLOSE) * self.target
-            and self.clock() - started < self.seconds
-        ):
-            steps += 1
-            amount = (low[0] + high[0]) / 2 if steps % 2 == 0 else self._guess(low[0], low[2], high[0], high[2])
-            removed = self.ranking.remove(amount)
-            if np.array_equal(removed, low[1]):
-                low = (amount, *low[1:])
-            elif np.array_equal(removed, high[1]):
-                high = (amount, *high[1:])
+        low = _End(0.0, np.zeros(0, np.int64), 1.0, 1.0)
+        most = self.ranking.remove(self.ranking.max_amount)
+        high = _End(self.ranking.max_amount, most, self.cost(most), self.cost(most))
+        best: Candidate | None = None
+        while len(self.candidates) < _MOST_CANDIDATES - (best is None):
+            if best is not None and (
+                best.timed.ratio >= (1 - _CLOSE) * self.target or self.clock() - started > self.seconds
+            ):
+                break
+            end = self._next(low, high, expected=best is None)
+            if end is None:
+                break
+            found = self._time(end)
+            end = replace(end, ratio=found.timed.ratio)
+            if found.timed.reaches(self.target):
+                best, high = found, end
+            elif np.array_equal(end.removed, high.removed):
+                return None
             else:
-                found = self._time(amount, removed)
-                if found.timed.reaches(self.target):
-                    best, high = found, (amount, removed, found.timed.ratio)
-                else:
-                    low = (amount, removed, found.timed.ratio)
+                low = end
+                if best is None and low.cost < 1:  # on a line from the original through this one
+                    high = replace(high, ratio=1 - (1 - low.ratio) / (1 - low.cost) * (1 - high.cost))
+        if best is None:
+            found = self._time(high)
+            return found if found.timed.reaches(self.target) else None
         return best
 
-    def _time(self, amount: float, removed: Labels) -> Candidate:
-        self.candidates.append(Candidate(amount, removed, self.measure(removed)))
+    def _time(self, end: _End) -> Candidate:
+        self.candidates.append(Candidate(end.amount, end.removed, self.measure(end.removed)))
         return self.candidates[-1]
 
-    def _guess(self, low: float, low_ratio: float, high: float, high_ratio: float) -> float:
-        wanted = np.sqrt((1 - _CLOSE / 2) * self.target)
-        roots = np.sqrt(low_ratio), np.sqrt(high_ratio)
-        share = (roots[0] - wanted) / (roots[0] - roots[1]) if roots[0] > roots[1] else 0.5
-        return low + float(np.clip(share, 0.1, 0.9)) * (high - low)
+    def _next(self, low: _End, high: _End, *, expected: bool) -> _End | None:
+        """What to time next; None where nothing lies between the ends.
+
+        Args:
+            low: Too slow.
+            high: Fast enough, or the largest amount that there is.
+            expected: Whether the latter was not timed yet.
+        """
+        wanted = (1 - _CLOSE / 2) * self.target
+        if expected and high.ratio > wanted:
+            return high
+        fall = low.ratio - high.ratio
+        share = (low.ratio - wanted) / fall if fall > 0 else 0.5
+        if len(self.candidates) > 2 and len(self.candidates) % 2:
+            share = 0.5
+        enough = low.cost - min(max(share, 0.1), 0.9) * (low.cost - high.cost)
+        slow, fast = low, high
+        while fast.amount - slow.amount > _RESOLUTION:
+            amount = (slow.amount + fast.amount) / 2
+            removed = self.ranking.remove(amount)
+            middle = _End(amount, removed, self.cost(removed), 0.0)
+            slow, fast = (slow, middle) if middle.cost <= enough else (middle, fast)
+        # Multiples leave few choices: where the fast end is the only one that costs so little, its neighbour is next.
+        for end in (fast, slow):
+            if not np.array_equal(end.removed, low.removed) and not np.array_equal(end.removed, high.removed):
+                return end
+        return high if expected else None
 
 
 class Stopwatch:

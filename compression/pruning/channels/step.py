@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from compression.graph.load import FLOAT_TYPES
 from compression.graph.macs import macs_of
 from compression.graph.parameters import QUANTIZED_OPERATORS, count_parameters
 from compression.graph.shapes import KnownShape
-from compression.graph.weights import find_weights, select
+from compression.graph.weights import Array, find_weights, select
 from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.channels import (
     latency_target,
@@ -37,9 +37,20 @@ RULES = rules_elementwise.RULES | rules_layers.RULES | rules_norms.RULES | rules
 
 
 def prune_channels(
-    model: onnx.ModelProto, spec: PruneChannels, context: Context, seed: int
+    model: onnx.ModelProto,
+    spec: PruneChannels,
+    context: Context,
+    seed: int,
+    gates: Mapping[tuple[str, int], Array] | None = None,
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
     """Remove channels together with everything that depends on them.
+
+    Args:
+        model: A canonical float model.
+        spec: What to remove.
+        context: Progress, cancellation; for a target of latency its folder and threads.
+        seed: Of chance.
+        gates: For importance `taylor`, what `compression.pruning.channels.sensitivity` has measured.
 
     Returns:
         The smaller model (the argument is not changed); parameters and MACs before and after, for each group of
@@ -66,13 +77,15 @@ def prune_channels(
             joined(smaller, first_names)
             return smaller
 
+        scorer = Scorer(engine, spec.importance, seed, gates)
         found: dict[str, object] = {}
         try:
             if spec.target_latency is None:
-                removed = _choose(model, engine, layout, spec, seed)
+                removed = _choose(model, engine, layout, spec, scorer)
             else:
-                ranking = _ranking(engine, layout, spec, seed)
-                removed, found = latency_target.fit(model, ranking, build, spec, context, seed=seed)
+                ranking = _ranking(layout, spec, scorer)
+                cost = _share(model, engine, layout)
+                removed, found = latency_target.fit(model, ranking, spec, context, build=build, cost=cost, seed=seed)
             context.progress("pruning", 0.5, "cutting weights")
             pruned = build(removed)
         except Stuck as stuck:
@@ -94,21 +107,20 @@ def _check_float(model: onnx.ModelProto) -> None:
             )
 
 
-def _ranking(engine: Engine, layout: Plan, spec: PruneChannels, seed: int) -> Ranking:
+def _ranking(layout: Plan, spec: PruneChannels, scorer: Scorer) -> Ranking:
     if not layout.groups:
         raise StepFailed(
             "nothing_prunable",
             "No channel of the selected layers can be removed: they all reach the model's inputs or outputs, or "
             "operators that need their shapes. Include other layers, or use 'prune', which keeps shapes.",
         )
-    scorer = Scorer(engine, spec.importance, seed)
     scores = [scorer.scores(group) for group in layout.groups]
     return Ranking(layout, scores, spec.scope, spec.round_to, spec.max_amount)
 
 
-def _choose(model: onnx.ModelProto, engine: Engine, layout: Plan, spec: PruneChannels, seed: int) -> Labels:
+def _choose(model: onnx.ModelProto, engine: Engine, layout: Plan, spec: PruneChannels, scorer: Scorer) -> Labels:
     """The units to remove where that follows from shapes."""
-    ranking = _ranking(engine, layout, spec, seed)
+    ranking = _ranking(layout, spec, scorer)
     if spec.amount is not None:
         removed = ranking.remove(spec.amount)
         if not len(removed):
@@ -146,6 +158,15 @@ def _cost(
             "use 'amount' or 'target_parameters'.",
         )
     return lambda units: macs_of(engine.model.graph.node, _shapes(engine, layout, units)) or 0, "multiply-accumulates"
+
+
+def _share(model: onnx.ModelProto, engine: Engine, layout: Plan) -> Callable[[Labels], float]:
+    """What a choice of units leaves of the multiply-accumulates, or of the parameters where those are not known."""
+    whole = macs_of(engine.model.graph.node, _shapes(engine, layout, np.zeros(0, np.int64)))
+    if whole:
+        return lambda units: (macs_of(engine.model.graph.node, _shapes(engine, layout, units)) or 0) / whole
+    total = count_parameters(model).elements
+    return lambda units: 1 - _parameters_gone(engine, layout, units) / total
 
 
 def _parameters_gone(engine: Engine, layout: Plan, units: Labels) -> int:

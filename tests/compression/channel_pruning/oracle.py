@@ -17,6 +17,7 @@ from compression.pruning.channel_spec import PruneChannels
 from compression.pruning.channels import step
 from compression.pruning.channels.engine import analyse
 from compression.pruning.channels.groups import plan
+from compression.pruning.channels.importance import Scorer
 from compression.pruning.channels.rewrite import Rewriter
 from compression.pruning.channels.sharing import told_apart
 
@@ -60,7 +61,7 @@ def zeroed_and_pruned(model, *, seed=0, **fields):
     weights = find_weights(model)
     chosen = {weight.name for weight in select(weights, spec.include, spec.exclude)}
     layout = plan(engine, {weight.name: weight.name in chosen for weight in weights})
-    removed = step._choose(model, engine, layout, spec, seed)
+    removed = step._choose(model, engine, layout, spec, Scorer(engine, spec.importance, seed))
     pruned = Rewriter(engine, layout, removed).run()
     into = {(producer.weight, producer.axis) for producer in engine.producers}
     into |= {(node.input[2], 1) for node in apart.graph.node if node.op_type in ("RNN", "GRU", "LSTM")}

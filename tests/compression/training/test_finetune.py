@@ -179,7 +179,9 @@ def test_prune_finetune_quantize(tmp_path):
 
 @pytest.mark.parametrize("step", [Finetune(), Prune(amount=0.5, training=Training()), Cluster(training=Training())])
 def test_a_run_without_training_data(tmp_path, step):
-    with pytest.raises(DataRejected, match=f"'{step.type}' step trains: give a training dataset") as caught:
+    with pytest.raises(
+        DataRejected, match=f"'{step.type}' step learns from samples: give a training dataset"
+    ) as caught:
         whole(tmp_path, [step])
     assert caught.value.code == "training_data_missing"
 

@@ -64,6 +64,8 @@ TRAINING = {"training": {}}
         ({"type": "prune", "amount": 0.5, **TRAINING}, {"training"}),
         ({"type": "prune", "amount": 0.5, "criterion": "wanda"}, {"calibration"}),
         ({"type": "prune", "amount": 0.5, "criterion": "wanda", **TRAINING}, {"calibration", "training"}),
+        ({"type": "prune_channels", "amount": 0.5}, set()),
+        ({"type": "prune_channels", "amount": 0.5, "importance": "taylor"}, {"training"}),
         ({"type": "cluster"}, set()),
         ({"type": "cluster", **TRAINING}, {"training"}),
     ],
@@ -81,7 +83,7 @@ def test_the_first_step_that_needs_a_dataset_is_named():
     ]
     needed = PipelineSpec(steps=steps).data_needed
     assert needed == {"training": "finetune", "calibration": "quantize"}
-    assert missing_data("training", "finetune") == "A 'finetune' step trains: give a training dataset."
+    assert missing_data("training", "finetune") == "A 'finetune' step learns from samples: give a training dataset."
     assert "calibration dataset" in missing_data("calibration", "quantize")
 
 
