@@ -186,8 +186,8 @@ class PipelineSpec(Spec):
 
 
 _MISSING_DATA: dict[DataRole, str] = {
-    "calibration": "A '{step}' step reads activation ranges from data: give a calibration dataset, or choose a mode "
-    "that needs none, such as 'dynamic'.",
+    "calibration": "A '{step}' step runs samples through the model: give a calibration dataset, or choose a mode "
+    "or method that needs none, such as 'dynamic'.",
     "training": "A '{step}' step learns from samples: give a training dataset.",
     "evaluation": "A '{step}' step measures accuracy: give an evaluation dataset.",
 }

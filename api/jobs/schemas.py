@@ -25,7 +25,7 @@ class JobData(Body):
     """Datasets by what they are for."""
 
     calibration: str | None = None
-    """Dataset that static quantization reads activation ranges from."""
+    """Dataset that static quantization and GPTQ run through the model."""
     training: str | None = None
     """Dataset that steps which train learn from."""
     evaluation: str | None = None

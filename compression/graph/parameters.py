@@ -40,6 +40,7 @@ _WEIGHTS: dict[str, tuple[_Layout, ...]] = {
     "MatMulIntegerToFloat": (_Layout(1, 5, -1),),
     "QGemm": (_Layout(3, 5), _Layout(6, -1)),
     "MatMulNBits": (_Layout(1, 3),),
+    "GatherBlockQuantized": (_Layout(0, 3),),
     "DynamicQuantizeLSTM": (_Layout(1, -1), _Layout(2, -1)),
 }
 # Inputs of quantized operators that are activations or stay float: biases, initial states, peepholes.
@@ -48,8 +49,11 @@ _FLOAT_PARAMETERS = {
     "DynamicQuantizeMatMul": (0, 4),
     "MatMulIntegerToFloat": (0, 6),
     "MatMulNBits": (0, 5),
+    "GatherBlockQuantized": (0, 1),
 }
-QUANTIZED_OPERATORS = frozenset(_WEIGHTS) | {"QuantizeLinear", "DynamicQuantizeLinear", "GatherBlockQuantized"}
+QUANTIZED_OPERATORS = frozenset(_WEIGHTS) | {"QuantizeLinear", "DynamicQuantizeLinear"}
+# Packed codes are counted so many bytes at a time.
+_PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def count_parameters(model: onnx.ModelProto) -> ParameterCount:
     for tensor in stored.values():
         if tensor.name in quantized:
             node, layout = quantized[tensor.name]
-            if node.op_type == "MatMulNBits":
+            if _is_packed(node, tensor):
                 count, kept = _packed(node, tensor, stored)
             else:
                 count, kept = element_count(tensor), _nonzero_integers(node, layout, tensor, stored)
@@ -139,19 +143,36 @@ def _aligned(zero: npt.NDArray[np.generic], shape: tuple[int, ...], axis: int, b
     return zero.reshape(lengths)
 
 
+def _is_packed(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
+    """Whether the bytes of a tensor hold several weights each, or may."""
+    return node.op_type == "MatMulNBits" or (
+        node.op_type == "GatherBlockQuantized" and tensor.data_type == TensorProto.UINT8
+    )
+
+
 def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto]) -> tuple[int, int]:
-    """Weights and non-zero weights of MatMulNBits, which packs (N, K/block, block*bits/8) bytes, low bits first."""
+    """Weights and non-zero weights of codes in bytes, low bits first.
+
+    MatMulNBits has (N, K/block, block*bits/8) bytes and fills its last block; GatherBlockQuantized has (entries,
+    width*bits/8).
+    """
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    rows, columns, block = attributes["N"], attributes["K"], attributes["block_size"]
-    bits = attributes.get("bits", 4)
+    block, bits = attributes.get("block_size", 128), attributes.get("bits", 4)
+    rows = int(tensor.dims[0])
+    packed = numpy_helper.to_array(tensor).reshape(rows, -1)
+    columns = attributes.get("K", packed.shape[1] * 8 // bits)
     blocks = math.ceil(columns / block)
-    values = _unpack(numpy_helper.to_array(tensor), bits).reshape(rows, blocks, block)
     zero: npt.NDArray[np.generic] = np.full((rows, blocks), 1 << (bits - 1), np.uint8)
     name = node.input[3] if len(node.input) > 3 else ""
     if name in stored and stored[name].data_type == TensorProto.UINT8:
         zero = _unpack(numpy_helper.to_array(stored[name]).reshape(rows, -1), bits)[:, :blocks]
-    differs = (values != zero[..., None]).reshape(rows, -1)[:, :columns]
-    return rows * columns, int(np.count_nonzero(differs))
+    nonzero = 0
+    at_once = max(1, _PIECE // max(1, packed.shape[1]))
+    for start in range(0, rows, at_once):
+        codes = _unpack(packed[start : start + at_once], bits)[:, :columns]
+        zeros = np.repeat(zero[start : start + at_once], block, axis=1)[:, :columns]
+        nonzero += int(np.count_nonzero(codes != zeros))
+    return rows * columns, nonzero
 
 
 def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:

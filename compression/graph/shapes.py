@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -83,19 +83,32 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 def _plain(
     nodes: Iterable[onnx.NodeProto], weights: dict[str, onnx.TensorProto], graph: onnx.GraphProto
 ) -> list[onnx.NodeProto]:
-    """The nodes with ONNX Runtime's block-quantized products as the plain products whose shapes ONNX knows."""
+    """The nodes with ONNX Runtime's block-quantized operators as the plain ones whose shapes ONNX knows."""
     plain = []
     for node in nodes:
-        if node.op_type != "MatMulNBits" or node.domain != "com.microsoft" or node.input[1] not in weights:
-            plain.append(node)
-            continue
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        name = f"{node.output[0]}.unpacked"
-        graph.initializer.append(
-            TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[attributes["K"], attributes["N"]])
-        )
-        plain.append(helper.make_node("MatMul", [node.input[0], name], [node.output[0]], node.name))
+        if node.domain != "com.microsoft":
+            plain.append(node)
+        elif node.op_type == "MatMulNBits" and node.input[1] in weights:
+            name = _unpacked(graph, node, TensorProto.FLOAT, [attributes["K"], attributes["N"]])
+            plain.append(helper.make_node("MatMul", [node.input[0], name], [node.output[0]], node.name))
+        elif node.op_type == "GatherBlockQuantized" and {node.input[0], node.input[2]} <= weights.keys():
+            codes = weights[node.input[0]]
+            packed = 8 // attributes.get("bits", 4) if codes.data_type == TensorProto.UINT8 else 1
+            shape = [*codes.dims[:-1], codes.dims[-1] * packed]
+            name = _unpacked(graph, node, weights[node.input[2]].data_type, shape)
+            axis = attributes.get("gather_axis", 0)
+            plain.append(helper.make_node("Gather", [name, node.input[1]], [node.output[0]], node.name, axis=axis))
+        else:
+            plain.append(node)
     return plain
+
+
+def _unpacked(graph: onnx.GraphProto, node: onnx.NodeProto, onnx_type: int, shape: Sequence[int]) -> str:
+    """The name of a tensor that stands for the weight of a block-quantized node."""
+    tensor = TensorProto(name=f"{node.output[0]}.unpacked", data_type=onnx_type, dims=shape)
+    graph.initializer.append(tensor)
+    return str(tensor.name)
 
 
 def _fix_batch(graph: onnx.GraphProto) -> None:

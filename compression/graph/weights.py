@@ -214,9 +214,14 @@ def read(model: onnx.ModelProto, weights: Iterable[Weight]) -> Iterator[tuple[We
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for weight in weights:
         values = numpy_helper.to_array(tensors[weight.name])
-        if not np.isfinite(values).all():
-            raise StepFailed("non_finite_weights", f"Weight '{weight.name}' holds NaN or infinity.")
+        check_finite(weight, values)
         yield weight, values
+
+
+def check_finite(weight: Weight, values: Array) -> None:
+    """Raise `StepFailed` `non_finite_weights` where values of a weight are NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise StepFailed("non_finite_weights", f"Weight '{weight.name}' holds NaN or infinity.")
 
 
 def replace(model: onnx.ModelProto, values: Mapping[str, Array]) -> None:

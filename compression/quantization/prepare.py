@@ -58,7 +58,7 @@ def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
 def choose(
     model: onnx.ModelProto, include: Collection[str], exclude: Collection[str], dtypes: Collection[str]
 ) -> tuple[list[Weight], list[Weight]]:
-    """The weights that a step acts on, and all others that it could act on.
+    """The weights that a step acts on, all of them finite, and all others that it could act on.
 
     Args:
         model: A model whose nodes are named.
@@ -68,6 +68,20 @@ def choose(
 
     Raises:
         StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights` or `non_finite_weights`.
+    """
+    chosen, left = pick(model, include, exclude, dtypes)
+    for _ in read(model, chosen):
+        pass  # reading is what refuses NaN and infinity
+    return chosen, left
+
+
+def pick(
+    model: onnx.ModelProto, include: Collection[str], exclude: Collection[str], dtypes: Collection[str]
+) -> tuple[list[Weight], list[Weight]]:
+    """Like `choose`, for a caller that finds out for itself what is not finite: no weight is read.
+
+    Raises:
+        StepFailed: `already_quantized`, `no_float_weights`, `unknown_name` or `no_weights`.
     """
     quantized = next((node for node in walk.nodes(model) if node.op_type in QUANTIZED_OPERATORS), None)
     if quantized is not None:
@@ -84,8 +98,6 @@ def choose(
             "no_float_weights", f"The model has no weights of {' or '.join(sorted(dtypes))}; it has: {held}."
         )
     chosen = select(able, include, exclude)
-    for _ in read(model, chosen):
-        pass  # reading is what refuses NaN and infinity
     names = {weight.name for weight in chosen}
     return chosen, [weight for weight in able if weight.name not in names]
 
@@ -194,14 +206,19 @@ def _restore_names(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
                 node.input[position] = was
 
 
+def opset(model: onnx.ModelProto) -> int:
+    """The operator set of ONNX that a model names; 0 where it names none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
 def at_least_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """The model in operator set `version`, or as it is where it has a later one.
 
     Raises:
         StepFailed: `unsupported_by_runtime` when an operator cannot be converted.
     """
-    have = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), version)
-    if have >= version:
+    have = opset(model)
+    if not have or have >= version:
         return model
     try:
         return onnx.version_converter.convert_version(model, version)
@@ -242,7 +259,7 @@ def tidied(result: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProt
     result.opset_import.extend(kept)
     _drop_unused_initializers(result)
     check_unique(result)
-    _sort(result.graph)
+    sort(result.graph)
     return result
 
 
@@ -256,7 +273,7 @@ def check_loads(result: onnx.ModelProto, context: Context) -> None:
         session(result.SerializeToString(), context)
 
 
-def _sort(graph: onnx.GraphProto) -> None:
+def sort(graph: onnx.GraphProto) -> None:
     """Put each node after those whose values it uses, values that its subgraphs capture included.
 
     Otherwise the order stays: quantizers put their nodes at the end, and their own sorting overlooks captured values.
@@ -265,7 +282,7 @@ def _sort(graph: onnx.GraphProto) -> None:
     waiting: list[set[int]] = []
     users: dict[int, list[int]] = {}
     for index, node in enumerate(graph.node):
-        needed = {producers[name] for name in _needs(node) if name in producers} - {index}
+        needed = {producers[name] for name in needs(node) if name in producers} - {index}
         waiting.append(needed)
         for producer in needed:
             users.setdefault(producer, []).append(index)
@@ -287,13 +304,13 @@ def _sort(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _needs(node: onnx.NodeProto) -> Iterator[str]:
+def needs(node: onnx.NodeProto) -> Iterator[str]:
     """Names of all values that a node or its subgraphs use, those of the subgraphs' own included."""
     yield from node.input
     for inner in walk.subgraphs(node):
         yield from (value.name for value in inner.output)
         for part in inner.node:
-            yield from _needs(part)
+            yield from needs(part)
 
 
 def _drop_unused_initializers(model: onnx.ModelProto) -> None:

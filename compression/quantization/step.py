@@ -18,7 +18,7 @@ from compression.quantization.spec import (
     QuantizeWeightOnly,
 )
 from compression.quantization.static import quantize_static
-from compression.quantization.weight_only import quantize_weight_only
+from compression.quantization.weight_only.step import quantize_weight_only
 
 
 def quantize(
@@ -34,7 +34,7 @@ def quantize(
         model: A canonical float model; it is not changed.
         spec: The mode and its settings.
         context: The surroundings of the run.
-        calibration: Samples to read activation ranges from; only static quantization needs them.
+        calibration: Samples to run through the model; static quantization and GPTQ need them.
         seed: Not used: the same model, spec and calibration data give the same bytes.
 
     Returns:
@@ -53,7 +53,7 @@ def quantize(
         case QuantizeStatic():
             return quantize_static(model, spec, context, calibration)
         case QuantizeWeightOnly():
-            return quantize_weight_only(model, spec, context)
+            return quantize_weight_only(model, spec, context, calibration)
         case QuantizeFloat16():
             return quantize_float16(model, spec, context)
         case _:

@@ -148,13 +148,13 @@ def test_a_model_that_the_runtime_cannot_load(spec, tmp_path):
             helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
             helper.make_node("NoSuchThing", ["x"], ["d"], "unheard of", domain="com.microsoft"),
         ],
-        [value("x", ["n", 3])],
-        [value("y", ["n", 3]), value("d", [])],
-        {"w": np.eye(3, dtype=np.float32)},
+        [value("x", ["n", 32])],
+        [value("y", ["n", 32]), value("d", [])],
+        {"w": np.eye(32, dtype=np.float32)},
         domains=("com.microsoft",),
     )
     with pytest.raises(StepFailed, match="NoSuchThing") as error:
-        apply(model, spec, tmp_path, dataset(tmp_path, x=np.zeros((4, 3), np.float32)))
+        apply(model, spec, tmp_path, dataset(tmp_path, x=np.zeros((4, 32), np.float32)))
     assert error.value.code == "unsupported_by_runtime"
 
 

@@ -1,0 +1,1 @@
+"""Weights in few bits and groups that share a scale, activations in float."""
