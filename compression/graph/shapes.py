@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -32,7 +32,9 @@ class KnownShape:
         return int(helper.tensor_dtype_to_np_dtype(self.onnx_type).itemsize)
 
 
-def infer(model: onnx.ModelProto, *, one_sample: bool = False) -> dict[str, KnownShape]:
+def infer(
+    model: onnx.ModelProto, *, one_sample: bool = False, inputs: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, KnownShape]:
     """Shapes of inputs, initializers, intermediate values and outputs of the main graph by name.
 
     Values of unknown rank are absent. Weights are left out of the copy that is analysed, so this takes
@@ -41,10 +43,13 @@ def infer(model: onnx.ModelProto, *, one_sample: bool = False) -> dict[str, Know
     Args:
         model: A canonical model; it is not changed.
         one_sample: Give every open first axis of an input the length 1.
+        inputs: Shapes to give to inputs, by name.
     """
     light = _without_weights(model)
     if one_sample:
         _fix_batch(light.graph)
+    if inputs:
+        _fix_inputs(light.graph, inputs)
     graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
     known = {
         tensor.name: KnownShape(tensor.data_type, tuple(int(length) for length in tensor.dims))
@@ -116,7 +121,18 @@ def _fix_batch(graph: onnx.GraphProto) -> None:
         axes = value.type.tensor_type.shape.dim
         if axes and not axes[0].HasField("dim_value"):
             axes[0].dim_value = 1
-    # Declared output shapes hold the open batch axis and would win over what is inferred.
+    _open_outputs(graph)
+
+
+def _fix_inputs(graph: onnx.GraphProto, inputs: Mapping[str, Sequence[int]]) -> None:
+    for value in graph.input:
+        for axis, length in zip(value.type.tensor_type.shape.dim, inputs.get(value.name, ()), strict=False):
+            axis.dim_value = length
+    _open_outputs(graph)
+
+
+def _open_outputs(graph: onnx.GraphProto) -> None:
+    """Declared output shapes hold the open axes of inputs and would win over what is inferred."""
     for value in graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,19 @@ def _failure(doing: str, error: Exception) -> StepFailed | MemoryError:
     return StepFailed("unsupported_by_runtime", f"ONNX Runtime fails{where} {doing}: {text[:400]}")
 
 
-def session(source: bytes | Path, context: Context, **settings: Any) -> Any:  # noqa: ANN401 - ONNX Runtime is untyped
+def session(
+    source: bytes | Path,
+    context: Context,
+    *,
+    entries: Mapping[str, str] | None = None,
+    **settings: Any,  # noqa: ANN401 - ONNX Runtime is untyped
+) -> Any:  # noqa: ANN401
     """An inference session on the CPU that prints nothing below errors.
 
     Args:
         source: Serialized model, or the path of one.
         context: Says how many threads to use.
+        entries: Configuration entries by key.
         settings: Attributes of `onnxruntime.SessionOptions`; `disabled_optimizers` goes to the session itself.
     """
     import onnxruntime  # noqa: PLC0415 - half a second that only a run needs
@@ -161,6 +168,8 @@ def session(source: bytes | Path, context: Context, **settings: Any) -> Any:  # 
     options.intra_op_num_threads = context.threads
     for name, value in settings.items():
         setattr(options, name, value)
+    for key, text in (entries or {}).items():
+        options.add_session_config_entry(key, text)
     model = source if isinstance(source, bytes) else str(source)
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compression._spec_base import DataRole, StepSpec
+from compression.quantization.choice.spec import SelectAll, Selection
 from compression.training.spec import Training
 
 
@@ -59,6 +60,9 @@ class QuantizeStatic(StepSpec):
     """Use 7 of the 8 bits of a weight. CPUs without VNNI add two products in 16 bits, which 8 bits can exceed. None: on
     such a machine all 8 bits, with scales so wide that no two weights that are added there exceed them; on others all
     8 bits."""
+
+    selection: Selection = Field(default=SelectAll(), discriminator="by")
+    """Which of the nodes with an integer form compute in integers."""
 
     @property
     def data_needed(self) -> frozenset[DataRole]:

@@ -187,13 +187,15 @@ def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Colle
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     return {
         "weight_limit": calibrated.limit,
-        "weights": _weights(calibrated, plan, stored),
+        "weights": _weights(calibrated, plan, stored, frozenset(float_nodes)),
         "float_nodes": sorted(calibrated.float_nodes.union(float_nodes)),
         "activations": _activations(calibrated, plan, stored),
     }
 
 
-def _weights(calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.TensorProto]) -> list[dict[str, object]]:
+def _weights(
+    calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.TensorProto], float_nodes: frozenset[str]
+) -> list[dict[str, object]]:
     """For each chosen weight how many scales it got, or why it was left."""
     names = {**calibrated.filler.lookups, **{node: layer.weight for node, layer in plan.layers.items()}}
     report: list[dict[str, object]] = []
@@ -202,6 +204,8 @@ def _weights(calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.Tenso
         name = next((names[node] for node in weight.nodes if node in names), None)
         if name is not None and f"{name}_quantized" in stored:
             entry["scales"] = max(1, math.prod(stored[f"{name}_scale"].dims))
+        elif float_nodes.issuperset(weight.nodes):
+            entry["skipped"] = "its nodes were chosen to compute in float"
         else:
             entry["skipped"] = "its operator has no integer form in this mode"
         report.append(entry)

@@ -8,6 +8,7 @@ import onnx
 
 from compression.context import Context
 from compression.data import Dataset
+from compression.quantization.choice.step import quantize_selected
 from compression.quantization.dynamic import quantize_dynamic
 from compression.quantization.float16 import quantize_float16
 from compression.quantization.spec import (
@@ -17,7 +18,6 @@ from compression.quantization.spec import (
     QuantizeStatic,
     QuantizeWeightOnly,
 )
-from compression.quantization.static import quantize_static
 from compression.quantization.weight_only.step import quantize_weight_only
 
 
@@ -26,7 +26,7 @@ def quantize(
     spec: Quantize,
     context: Context,
     calibration: Dataset | None,
-    seed: int,  # noqa: ARG001 - every step has one; quantizing draws nothing at random
+    seed: int,
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
     """Give weights, and in some modes activations, fewer bits.
 
@@ -35,7 +35,8 @@ def quantize(
         spec: The mode and its settings.
         context: The surroundings of the run.
         calibration: Samples to run through the model; static quantization and GPTQ need them.
-        seed: Not used: the same model, spec and calibration data give the same bytes.
+        seed: Of the order in which candidates are timed. The same model, spec and calibration data give the same
+            bytes, save where nodes are chosen by measured latency.
 
     Returns:
         A model that ONNX Runtime has loaded, and details: `weights` with the number of scales or the reason why a
@@ -51,7 +52,7 @@ def quantize(
         case QuantizeDynamic():
             return quantize_dynamic(model, spec, context)
         case QuantizeStatic():
-            return quantize_static(model, spec, context, calibration)
+            return quantize_selected(model, spec, context, calibration, seed)
         case QuantizeWeightOnly():
             return quantize_weight_only(model, spec, context, calibration)
         case QuantizeFloat16():

@@ -1,0 +1,65 @@
+"""Static quantization of those nodes that a selection chooses."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import onnx
+
+from compression.context import Context
+from compression.data import Dataset
+from compression.data.feed import ModelFeed
+from compression.graph.inspect import summarize
+from compression.quantization.choice.latency import choose_by_latency
+from compression.quantization.choice.spec import SelectAll, SelectByLatency
+from compression.quantization.integer.kernels import kernels
+from compression.quantization.spec import QuantizeStatic
+from compression.quantization.static import Calibrated, calibrate, describe, quantize_static
+
+
+def quantize_selected(
+    model: onnx.ModelProto, spec: QuantizeStatic, context: Context, calibration: Dataset | None, seed: int
+) -> tuple[onnx.ModelProto, dict[str, object]]:
+    """Like `quantize_static`, for the nodes that `spec.selection` chooses.
+
+    Returns:
+        The quantized model, or the argument itself where all nodes stay float; and details, with a row of `decisions`
+        for each node where anything was decided.
+
+    Raises:
+        StepFailed, DataRejected: as `quantize_static`.
+        Cancelled: The caller asked to stop.
+    """
+    match spec.selection:
+        case SelectAll():
+            return quantize_static(model, spec, context, calibration)
+        case SelectByLatency():
+            calibrated = calibrate(model, spec, context, calibration)
+            choice = choose_by_latency(calibrated, spec.selection, context, _feed(calibration, model), seed)
+            if choice.model is None:
+                return model, {**_all_float(calibrated), **choice.details}
+            found = kernels(choice.model, context)
+            described = describe(calibrated, choice.model, choice.left)
+            return choice.model, {**described, "runtime": found.details(), **choice.details}
+        case _:
+            assert_never(spec.selection)
+
+
+def _feed(calibration: Dataset | None, model: onnx.ModelProto) -> ModelFeed:
+    """The dataset, which `calibrate` has found to be there, under the names of the model's inputs."""
+    if isinstance(calibration, ModelFeed):
+        return calibration
+    if calibration is None:
+        msg = "there is no calibration dataset"
+        raise ValueError(msg)
+    return ModelFeed(calibration, summarize(model, 0, 0), "calibration")
+
+
+def _all_float(calibrated: Calibrated) -> dict[str, object]:
+    """What `describe` would say of a model in which nothing is quantized."""
+    reason = "no choice of nodes was faster than the original"
+    weights = [
+        {"name": weight.name, "shape": list(weight.shape), "nodes": list(weight.nodes), "skipped": reason}
+        for weight in calibrated.chosen
+    ]
+    return {"weights": weights, "activations": []}
