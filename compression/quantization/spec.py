@@ -65,6 +65,10 @@ class QuantizeStatic(StepSpec):
     """Which of the nodes with an integer form compute in integers."""
 
     @property
+    def depends_on_machine(self) -> bool:
+        return self.selection.by == "latency"
+
+    @property
     def data_needed(self) -> frozenset[DataRole]:
         return frozenset({"calibration"})
 

@@ -13,6 +13,7 @@ class SelectAll(Spec):
     """Every node that has an integer form."""
 
     by: Literal["all"] = "all"
+    """Nothing is measured; the same input gives the same bytes everywhere."""
 
 
 class SelectByLatency(Spec):
@@ -25,6 +26,7 @@ class SelectByLatency(Spec):
     """
 
     by: Literal["latency"] = "latency"
+    """Wall times on this machine decide."""
     max_seconds: float = Field(default=60.0, gt=0, le=3600)
     """Wall time for choosing, in seconds, beyond what building and loading the last candidate takes."""
     batch_size: int = Field(default=1, ge=1, le=4096)

@@ -99,3 +99,8 @@ def test_it_stops_when_asked(tmp_path):
 def test_a_wrong_selection_is_refused(selection):
     with pytest.raises(ValidationError):
         QuantizeStatic(selection=selection)
+
+
+def test_only_a_choice_by_latency_belongs_to_the_machine():
+    assert FAST.depends_on_machine
+    assert not QuantizeStatic().depends_on_machine
