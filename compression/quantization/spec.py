@@ -54,6 +54,14 @@ class QuantizeStatic(StepSpec):
     bias_correction: bool = True
     """Take off each bias by how much rounding the weights moves the mean of the outputs (Nagel et al. 2019, section
     4.2), with the means of the inputs measured in calibration."""
+    equalization: bool = True
+    """Rescale channels so that the weights of neighbouring layers reach equally far, which computes the same
+    (cross-layer equalization, Nagel et al. 2019, section 4.1). Through ReLU and pooling, not through ReLU6, which cuts
+    all channels at one value. Channels that are nearly alike stay."""
+    smoothing: float | None = Field(default=None, ge=0, le=1)
+    """Rescale the channels of activations behind layers and layer norms by max|x|^smoothing / max|w|^(1 - smoothing),
+    which moves outliers into the weights and computes the same (SmoothQuant, Xiao et al. 2022, which takes 0.5). None:
+    leave them."""
     calibration_samples: int = Field(default=256, ge=1, le=1_000_000)
     """At most so many samples of the calibration dataset are run through the model."""
     reduce_range: bool | None = None

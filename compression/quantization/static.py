@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from compression.graph.inspect import summarize
 from compression.graph.weights import Weight, find_weights
 from compression.quantization import gemm, prepare
 from compression.quantization.integer.codes import Limit
+from compression.quantization.integer.equalize import Equalizer
 from compression.quantization.integer.fill import Bits, Filler, tables
 from compression.quantization.integer.forms import with_integer_forms
 from compression.quantization.integer.kernels import kernels
@@ -31,6 +33,8 @@ from compression.quantization.spec import QuantizeStatic
 _OPSET = 13
 # ONNX Runtime's CPU kernels compute float16 by way of float32, so nothing of it would be left to quantize.
 _DTYPES = frozenset({"float32"})
+# Extremes of channels are known after few samples.
+_SMOOTHING_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Calibrated:
         spec: The settings.
         limit: What bounds the numbers of weights.
         filler: Turns ranges and weights into whole numbers, each once.
+        rescaled: What equalization and smoothing did to the channels of each value.
     """
 
     original: onnx.ModelProto
@@ -56,6 +61,7 @@ class Calibrated:
     spec: QuantizeStatic
     limit: Limit
     filler: Filler = field(repr=False)
+    rescaled: tuple[dict[str, object], ...] = ()
 
     @property
     def graph(self) -> onnx.ModelProto:
@@ -113,10 +119,10 @@ def calibrate(
     unfit = gemm.with_plain_biases(graph)
     nodes = {name for weight in chosen for name in weight.nodes}
     weights = [weight for weight in find_weights(graph) if nodes.issuperset(weight.nodes) and weight.dtype in _DTYPES]
-    anatomy = examine(graph, weights, unfit)
+    anatomy, rescaled = _rescaled(examine(graph, weights, unfit), spec, feed, context)
     float_nodes = frozenset({*unfit, *(name for weight in left for name in weight.nodes)})
     statistics = observe(
-        graph,
+        anatomy.model,
         feed,
         context,
         values=anatomy.measured(),
@@ -125,8 +131,31 @@ def calibrate(
         histograms=spec.calibration != "minmax",
     )
     limit = _limit(spec)
-    filler = Filler(anatomy, tables(graph, weights), statistics, spec, limit)
-    return Calibrated(model, anatomy, tuple(chosen), float_nodes, statistics, spec, limit, filler)
+    filler = Filler(anatomy, tables(anatomy.model, weights), statistics, spec, limit)
+    return Calibrated(model, anatomy, tuple(chosen), float_nodes, statistics, spec, limit, filler, rescaled)
+
+
+def _rescaled(
+    anatomy: Anatomy, spec: QuantizeStatic, feed: ModelFeed, context: Context
+) -> tuple[Anatomy, tuple[dict[str, object], ...]]:
+    """The graph with its channels rescaled, and what was done to them."""
+    if not spec.equalization and spec.smoothing is None:
+        return anatomy, ()
+    equalizer = Equalizer(anatomy)
+    if spec.equalization:
+        equalizer.cross_layers()
+    if spec.smoothing is not None:
+        seen = observe(
+            equalizer.model(),
+            feed,
+            context,
+            values=[],
+            channels={layer.activation: layer.channel_axis for layer in anatomy.layers.values()},
+            samples=min(spec.calibration_samples, _SMOOTHING_SAMPLES),
+            histograms=False,
+        )
+        equalizer.smooth({name: channels.largest for name, channels in seen.channels.items()}, spec.smoothing)
+    return dataclasses.replace(anatomy, model=equalizer.model()), tuple(equalizer.details())
 
 
 def _limit(spec: QuantizeStatic) -> Limit:
@@ -190,6 +219,7 @@ def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Colle
         "weights": _weights(calibrated, plan, stored, frozenset(float_nodes)),
         "float_nodes": sorted(calibrated.float_nodes.union(float_nodes)),
         "activations": _activations(calibrated, plan, stored),
+        "rescaled_channels": list(calibrated.rescaled),
     }
 
 
