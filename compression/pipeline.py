@@ -290,6 +290,7 @@ def _measure(
         data={role: feed.summary for role, feed in subject.feeds.items()},
         steps=steps,
         metrics=measured.metrics,
+        measured=measured.measured,
         notes=tuple(notes),
         artifacts=tuple(artifacts),
         seconds=time.perf_counter() - started,

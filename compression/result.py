@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from compression.signature import DatasetSummary, ModelSummary
 
@@ -17,23 +17,67 @@ class Metric(_Record):
     """One measured quantity, of the original and of the result."""
 
     name: str
-    """Stable identifier: `file_bytes`, `gzip_bytes`, `parameters`, `nonzero_parameters`, `macs`, `latency_p50`,
-    `latency_p90`, `latency_p99`, `throughput`, `peak_memory_bytes`, `load_seconds`, `accuracy`, `top1_agreement`,
+    """Stable identifier. Size: `file_bytes`, `gzip_bytes`, `parameters`, `nonzero_parameters`, `macs`. Time and memory:
+    `latency_p50`, `latency_p90`, `latency_p99`, `throughput`, `peak_memory_bytes`, `load_seconds`. Against labels or
+    targets: `accuracy`, `accuracy_top5`, `mse`, `mae`, `r2`, `perplexity`, `token_accuracy`, `token_error_rate`,
+    `target_cosine`, `retrieval_at_1`. Result against original: `top1_agreement`, `neighbor_agreement`,
     `cosine_similarity`, `sqnr`."""
     unit: str
-    """`bytes`, `count`, `seconds`, `samples/second`, `fraction`, `dB`, `ratio`."""
+    """`bytes`, `count`, `seconds`, `samples/second`, `fraction`, `dB`, `ratio`; of errors the unit of the output:
+    `output units`, `squared output units`."""
     direction: Literal["lower_is_better", "higher_is_better"]
     original: float | None
     """Value of the original; None for metrics that compare the two."""
     result: float
     ratio: float | None = None
-    """original/result where lower is better, result/original where higher is better: above 1 is an improvement."""
+    """original/result where lower is better, result/original where higher is better: above 1 is an improvement. Of
+    `latency_p50` the median over pairs of calls next to each other, which is surer than the ratio of the two values."""
     interval: tuple[float, float] | None = None
-    """95 % interval: of `ratio` for timings, of `result - original` for accuracy, of `result` for agreement."""
+    """The 95 % interval of what `interval_of` names."""
+    interval_of: Literal["ratio", "difference", "result"] | None = None
+    """`ratio` for timings, `difference` (result - original) for what is measured against labels or targets, `result`
+    for agreement; null without an interval."""
+    p_value: float | None = None
+    """Two-sided, of McNemar's exact test, for shares of samples that are right or wrong; null for all else."""
     samples: int | None = None
     """Timed pairs or evaluated samples behind the number."""
     verdict: str = ""
     """The comparison in words, such as `faster, 1.82x [1.74, 1.90]` or `no difference shown`."""
+
+    @model_validator(mode="after")
+    def _interval_of_something(self) -> Self:
+        if (self.interval is None) != (self.interval_of is None):
+            msg = "interval and interval_of go together"
+            raise ValueError(msg)
+        return self
+
+
+class Conditions(_Record):
+    """How the calls were timed that latency and throughput are of."""
+
+    threads: int
+    """Intra-operator threads of the runtime; 0 where it chose."""
+    pinned: bool
+    """Whether threads were kept on cores of their own."""
+    batch_size: int
+    """Samples in a call."""
+    loads: int
+    """Times that both models were loaded anew."""
+    pairs: int
+    """Timed pairs (original, result) that count."""
+    warm_up_pairs: int
+    """Timed pairs that do not, because calls had not settled yet."""
+    block_length: int
+    """Neighbouring pairs that resemble each other, as the bootstrap takes them."""
+    between_loads: float | None
+    """Standard deviation of the speed-up between loads beyond chance, as a fraction; null with a single load."""
+
+
+class Measured(_Record):
+    """What else is known of the measurement."""
+
+    conditions: Conditions | None = None
+    """Of timing; null where only sizes could be measured."""
 
 
 class StepResult(_Record):
@@ -67,6 +111,7 @@ class PipelineResult(_Record):
     """Datasets by role: `calibration`, `evaluation`."""
     steps: tuple[StepResult, ...]
     metrics: tuple[Metric, ...]
+    measured: Measured = Measured()
     notes: tuple[str, ...]
     """What a reader must know in words: slower than the original, accuracy not measured, untuned, layers skipped."""
     artifacts: tuple[ArtifactFile, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,19 @@ class Model:
     Args:
         path: The file.
         threads: Intra-operator threads; 0 lets the runtime choose.
+        cores: One for each thread, to pin the runtime's own threads to all but the first, which is the caller's.
 
     Raises:
         DoesNotRun: The runtime refuses the file.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, cores: Sequence[int] = ()) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = len(cores) or threads
+        if len(cores) > 1:
+            # The runtime counts logical processors from 1.
+            pinned = ";".join(str(core + 1) for core in cores[1:])
+            options.add_session_config_entry("session.intra_op_thread_affinities", pinned)
         options.log_severity_level = 3
         # Idle threads of one model would otherwise spin on, and take the cores from the model whose turn it is.
         options.add_session_config_entry("session.force_spinning_stop", "1")

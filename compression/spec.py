@@ -6,11 +6,12 @@ Importing this module never imports torch, onnx, onnxruntime or numpy.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Self, get_args
+from typing import Annotated, get_args
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from compression._spec_base import DataRole, Spec, StepSpec
+from compression.benchmarking.spec import BenchmarkSpec
 from compression.clustering.spec import Cluster
 from compression.distillation.spec import STUDENT_MISSING, Distill
 from compression.factorization.spec import Factorize
@@ -103,30 +104,6 @@ _UNDOES: dict[str, frozenset[str]] = {
     "quantize": frozenset(),
 }
 _AT_MOST_ONCE = frozenset({"distill", "cluster", "quantize"})
-
-
-class BenchmarkSpec(Spec):
-    """How the result is measured against the original."""
-
-    max_seconds: float = Field(default=2.0, gt=0, le=600)
-    """Wall time to spend on timing, in seconds, original and result together."""
-    min_rounds: int = Field(default=30, ge=5, le=100_000)
-    """Timed pairs (original, result) that are measured even when the time is up."""
-    max_rounds: int = Field(default=1000, ge=5, le=1_000_000)
-    """Timed pairs after which measuring stops."""
-    batch_size: int = Field(default=1, ge=1, le=4096)
-    """Samples in a timed call, where the model's batch axis is dynamic."""
-    threads: int = Field(default=0, ge=0, le=1024)
-    """Intra-operator threads of the runtime; 0 lets it choose."""
-    evaluation_samples: int = Field(default=10_000, ge=1, le=10_000_000)
-    """At most so many samples of the evaluation dataset are used for accuracy and agreement."""
-
-    @model_validator(mode="after")
-    def _rounds_in_order(self) -> Self:
-        if self.max_rounds < self.min_rounds:
-            msg = f"max_rounds ({self.max_rounds}) is below min_rounds ({self.min_rounds})"
-            raise ValueError(msg)
-        return self
 
 
 class PipelineSpec(Spec):

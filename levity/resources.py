@@ -92,7 +92,11 @@ class Metric(Resource):
     ratio: float | None = None
     """Above 1 is an improvement."""
     interval: list[float] | None = None
-    """95 % interval: of `ratio` for timings, of `result - original` for accuracy, of `result` for agreement."""
+    """The 95 % interval of what `interval_of` names."""
+    interval_of: str | None = None
+    """`ratio`, `difference` (result - original) or `result`."""
+    p_value: float | None = None
+    """Of McNemar's exact test, for shares of samples that are right or wrong."""
     samples: int | None = None
     verdict: str = ""
 
@@ -136,6 +140,8 @@ class Job(Resource):
     attempt: int = 0
     created_at: str | None = None
     finished_at: str | None = None
+    measured: Json = field(default_factory=dict)
+    """How it was measured: `conditions` of timing."""
     error: Json | None = None
     """`{code, message, retryable, attempt, log_tail}` of the last attempt that failed."""
     steps: list[Json] = field(default_factory=list)

@@ -13,7 +13,7 @@ from catalog.db import Json
 from catalog.jobs.states import AttemptOutcome, JobState
 from catalog.jobs.tables import ArtifactRow, AttemptRow, EventRow, JobRow
 from compression._spec_base import DataRole
-from compression.result import Metric, StepResult
+from compression.result import Measured, Metric, StepResult
 from compression.spec import BenchmarkSpec, PipelineSpec, Step
 
 _DAY_SECONDS = 24 * 3600.0
@@ -152,6 +152,7 @@ class Job(Document):
                     "finished_at": None,
                     "error": None,
                     "metrics": None,
+                    "measured": None,
                     "steps": None,
                     "notes": None,
                     "artifacts": [],
@@ -196,6 +197,8 @@ class Job(Document):
     error: JobError | None
     metrics: list[Metric] | None
     """What was measured, of the original and of the result; null until the job succeeded."""
+    measured: Measured | None
+    """How it was measured; null until the job succeeded."""
     steps: list[StepResult] | None
     """What each step did; null until the job succeeded."""
     notes: list[str] | None
@@ -278,6 +281,7 @@ def job_json(row: JobRow, data: Mapping[str, str], artifacts: Sequence[ArtifactR
         "finished_at": rfc3339(row.finished_at),
         "error": row.error,
         "metrics": result.get("metrics"),
+        "measured": result.get("measured"),
         "steps": result.get("steps"),
         "notes": result.get("notes"),
         "artifacts": [artifact_json(artifact) for artifact in artifacts],

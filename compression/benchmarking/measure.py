@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compression.benchmarking.latency import latency_metrics, time_calls
+from compression.benchmarking.cores import Cores
+from compression.benchmarking.latency import affordable_loads, latency_metrics, time_loads
 from compression.benchmarking.memory import Probes, memory_metrics
 from compression.benchmarking.quality import compare
+from compression.benchmarking.sides import Sides
 from compression.benchmarking.size import size_metrics
+from compression.benchmarking.spec import BenchmarkSpec
 from compression.benchmarking.statistics import is_slower
 from compression.context import Context
 from compression.data import Batch, Dataset, synthetic_batches
 from compression.errors import DataRejected, StepFailed
 from compression.fresh_process import Array
-from compression.result import Metric
-from compression.runtime import DoesNotRun, Model
+from compression.result import Conditions, Measured, Metric
 from compression.signature import ModelSummary
-from compression.spec import BenchmarkSpec
 
 _SYNTHETIC_SAMPLES = 32
 _EVALUATION_BATCH_BYTES = 4 << 20
@@ -34,6 +36,7 @@ class Measurement(NamedTuple):
 
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...]
+    measured: Measured
 
 
 def measure(  # noqa: PLR0917 - two of everything, and always all of them
@@ -70,45 +73,72 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
         metrics.extend(found)
         notes.extend(said)
 
+    def only_sizes(reason: str) -> Measurement:
+        return Measurement(tuple(metrics), (*notes, f"Only sizes were measured: {reason}"), Measured())
+
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-", dir=context.workdir) as folder,
         Probes(Path(folder)) as probes,
+        Cores(threads, pin=spec.pin_threads, start=os.getpid()) as cores,
     ):
         add(*size_metrics(original, compressed, original_summary, compressed_summary, context))
         inputs = _Inputs(original_summary, compressed_summary, evaluation, spec, seed)
         try:
             sample = inputs.timed()
         except DataRejected as error:
-            return Measurement(tuple(metrics), (*notes, f"Only sizes were measured: {error.message}"))
+            return only_sizes(error.message)
         context.progress("benchmarking", 0.2, "comparing outputs")
-        models = _load(original, threads), _load(compressed, threads)
+        sides = Sides(original, compressed, cores, seed)
         try:
-            _try(original, models[0], sample)
+            sides.try_out(sample, only=0)
         except StepFailed as error:
             if evaluation is not None:
                 raise
-            return Measurement(
-                tuple(metrics), (*notes, f"Only sizes were measured: on made-up inputs, {error.message}")
-            )
-        _try(compressed, models[1], sample)
-        comparison = compare(*models, inputs.compared(), context, pad_to=inputs.fixed)
-        quality = comparison.metrics(seed)
+            return only_sizes(f"on made-up inputs, {error.message}")
+        sides.try_out(sample, only=1)
+        comparison = compare(*sides.models, inputs.compared(), context, task=spec.task, pad_to=inputs.fixed)
+        judged = comparison.judged(seed)
         context.progress("benchmarking", 0.4, "measuring memory")
         memory = memory_metrics(*probes.measure(original, compressed, sample, threads))
-    context.check_cancelled()
-    context.progress("benchmarking", 0.5, "measuring latency")
-    timings = time_calls(
-        models[0].bind(sample), models[1].bind(sample), spec, seed, between_rounds=context.check_cancelled
-    )
-    latency = latency_metrics(timings, inputs.batch_size, seed)
+        context.check_cancelled()
+        context.progress("benchmarking", 0.5, "measuring latency")
+        latency, conditions = _time(sides, sample, spec, context, cores, inputs.batch_size, seed)
     add(latency, _slower(latency[0]))
     add(*memory)
-    add(quality, [*_less_accurate(quality), *comparison.notes()])
+    add([*judged, *comparison.agreement()], [*_worse(judged), *comparison.notes()])
     if evaluation is None:
         notes.append("Latency, memory and agreement of outputs were measured on made-up inputs.")
-    if not any(metric.name == "accuracy" for metric in quality):
-        notes.append(f"Accuracy was not measured: {_why_no_accuracy(evaluation)}.")
-    return Measurement(tuple(metrics), tuple(notes))
+    if isinstance(comparison.score, str):
+        reason = "the job names no evaluation data" if evaluation is None else comparison.score
+        notes.append(f"Accuracy was not measured: {reason}.")
+    if cores.why_not and spec.pin_threads:
+        notes.append(f"Threads were not pinned to cores while timing: {cores.why_not}.")
+    return Measurement(tuple(metrics), tuple(notes), Measured(conditions=conditions))
+
+
+def _time(  # noqa: PLR0917 - private, called once
+    sides: Sides,
+    sample: dict[str, Array],
+    spec: BenchmarkSpec,
+    context: Context,
+    cores: Cores,
+    batch_size: int,
+    seed: int,
+) -> tuple[list[Metric], Conditions]:
+    loads = affordable_loads(spec, sides.seconds)
+    timings = time_loads(sides.calls(sample), loads, spec, seed, between_rounds=context.check_cancelled)
+    cores.release()
+    speed_up = timings.speed_up(seed)
+    return latency_metrics(timings, speed_up, batch_size), Conditions(
+        threads=cores.threads,
+        pinned=not cores.why_not,
+        batch_size=batch_size,
+        loads=loads,
+        pairs=len(timings.original),
+        warm_up_pairs=timings.warm_up,
+        block_length=speed_up.block_length,
+        between_loads=speed_up.between_loads,
+    )
 
 
 class _Inputs:
@@ -163,37 +193,18 @@ def fixed_batch(model: ModelSummary) -> int | None:
     return None
 
 
-def _load(path: Path, threads: int) -> Model:
-    try:
-        return Model(path, threads)
-    except DoesNotRun as error:
-        raise StepFailed("benchmark_failed", f"'{path.name}' does not load: {error}") from None
-
-
-def _try(path: Path, model: Model, sample: dict[str, Array]) -> None:
-    try:
-        model.run(sample)
-    except DoesNotRun as error:
-        raise StepFailed("benchmark_failed", f"'{path.name}' does not run: {error}") from None
-
-
 def _slower(median: Metric) -> list[str]:
     if median.interval is None or not is_slower(median.interval):
         return []
     return [f"The result is slower than the original on this machine: {median.verdict.removeprefix('slower, ')}."]
 
 
-def _less_accurate(quality: list[Metric]) -> list[str]:
+def _worse(judged: list[Metric]) -> list[str]:
+    """A sentence for each metric that shows a loss; of accuracy first, which is what most ask for."""
     return [
-        f"The result is less accurate than the original: {metric.verdict.removeprefix('worse, ')}."
-        for metric in quality
-        if metric.name == "accuracy" and metric.interval is not None and metric.interval[1] < 0
+        f"The result is less accurate than the original: {said}."
+        if metric.name == "accuracy"
+        else f"The result is worse than the original in {metric.name}: {said}."
+        for metric in judged
+        if (said := metric.verdict.removeprefix("worse, ")) != metric.verdict
     ]
-
-
-def _why_no_accuracy(evaluation: Dataset | None) -> str:
-    if evaluation is None:
-        return "the job names no evaluation data"
-    if not evaluation.summary.has_labels:
-        return "the evaluation data has no labels"
-    return "the first output does not hold a score for each of several classes (samples, classes)"

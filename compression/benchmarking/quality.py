@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from compression.benchmarking import statistics
+from compression.benchmarking.embeddings import Embeddings
+from compression.benchmarking.spec import Task
+from compression.benchmarking.tasks import Score, is_scores, judge
 from compression.context import Context
 from compression.data import Batch
 from compression.fresh_process import Array
@@ -54,13 +57,14 @@ class _Distance:
 
 @dataclass
 class Comparison:
-    """Collects the outputs of both models, batch by batch; only sums and hits are kept.
+    """Collects the outputs of both models, batch by batch; what is kept is small.
 
     Cosine similarity is that of each floating-point output over all samples, and so is SQNR, the power of the
     original's output over that of the difference; of several outputs the worst counts. The class is the largest entry
-    of the first output, where that has the shape (samples, classes).
+    of the first output, where that has the shape (samples, classes). By labels or targets the first output is judged.
     """
 
+    task: Task = "auto"
     samples: int = 0
     classified: int = 0
     agreed: int = 0
@@ -69,18 +73,29 @@ class Comparison:
     broken: int = 0
     """Outputs of a batch where only the result gives NaN or infinity."""
     distances: dict[int, _Distance] = field(default_factory=dict)
-    original_hits: list[Array] = field(default_factory=list)
-    result_hits: list[Array] = field(default_factory=list)
+    score: Score | str = "there are no samples"
+    """What judges the first output, or why nothing does."""
 
     def add(self, original: Sequence[Any], result: Sequence[Any], batch: Batch) -> None:
         """Take in what both models give for one batch."""
         count = len(batch)
-        self.samples += count
         for position, (ours, theirs) in enumerate(zip(original, result, strict=True)):
             if _is_float(ours) and _is_float(theirs) and ours.shape == theirs.shape and ours.size:
                 self._add_distance(position, ours.astype(np.float64), theirs.astype(np.float64))
-        if original and _is_scores(original[0], count) and _is_scores(result[0], count):
-            self._add_classes(original[0].argmax(axis=1), result[0].argmax(axis=1), batch.labels)
+        if original and is_scores(original[0], count) and is_scores(result[0], count):
+            self.classified += count
+            self.agreed += int((original[0].argmax(axis=1) == result[0].argmax(axis=1)).sum())
+        if original:
+            self._judge(original[0], result[0], batch)
+        self.samples += count
+
+    def _judge(self, ours: Any, theirs: Any, batch: Batch) -> None:  # noqa: ANN401 - outputs may be lists and maps
+        if not isinstance(ours, np.ndarray) or not isinstance(theirs, np.ndarray) or ours.shape != theirs.shape:
+            self.score = "the first outputs of the two models are no tensors of the same shape"
+        elif not self.samples:
+            self.score = _score(self.task, ours, batch)
+        if not isinstance(self.score, str):
+            self.score.add(ours, theirs, batch)
 
     def _add_distance(self, position: int, ours: Array, theirs: Array) -> None:
         if not np.isfinite(ours).all():
@@ -90,23 +105,23 @@ class Comparison:
         else:
             self.distances.setdefault(position, _Distance()).add(ours.ravel(), theirs.ravel())
 
-    def _add_classes(self, ours: Array, theirs: Array, labels: Array | None) -> None:
-        self.classified += len(ours)
-        self.agreed += int((ours == theirs).sum())
-        if labels is not None:
-            self.original_hits.append(ours == labels)
-            self.result_hits.append(theirs == labels)
+    def judged(self, seed: int) -> list[Metric]:
+        """Metrics against labels or targets, without those that NaN or infinity in an output leaves without a value."""
+        found = [] if isinstance(self.score, str) else self.score.metrics(seed)
+        return [metric for metric in found if _is_finite(metric)]
 
-    def metrics(self, seed: int) -> list[Metric]:
-        """`accuracy` and `top1_agreement` for classifiers, `cosine_similarity` and `sqnr` where they are defined."""
+    def agreement(self) -> list[Metric]:
+        """`top1_agreement` for classifiers, `cosine_similarity` and `sqnr` where they are defined."""
         found = []
-        if self.original_hits:
-            found.append(_accuracy(np.concatenate(self.original_hits), np.concatenate(self.result_hits), seed))
         if self.classified:
             share = self.agreed / self.classified
             found.append(
-                _comparison("top1_agreement", "fraction", share, self.classified).model_copy(
-                    update={"interval": statistics.proportion_interval(self.agreed, self.classified)}
+                _comparison(
+                    "top1_agreement",
+                    "fraction",
+                    share,
+                    self.classified,
+                    interval=statistics.proportion_interval(self.agreed, self.classified),
                 )
             )
         if self.distances and not self.broken:
@@ -118,7 +133,7 @@ class Comparison:
 
     def notes(self) -> list[str]:
         """What the numbers leave out."""
-        found = []
+        found = self.score.notes() if isinstance(self.score, Embeddings) else []
         if self.broken:
             found.append(
                 "The result gives NaN or infinity where the original does not: it is not usable on such inputs."
@@ -130,8 +145,26 @@ class Comparison:
         return found
 
 
+def _score(task: Task, output: Array, batch: Batch) -> Score | str:
+    if task != "embedding":
+        return judge(task, output, batch)
+    if output.dtype.kind != "f" or output.ndim != 2 or len(output) != len(batch):
+        return "the first output does not hold one vector of floats for each sample"
+    return Embeddings()
+
+
+def _is_finite(metric: Metric) -> bool:
+    return all(map(math.isfinite, (metric.original or 0.0, metric.result, *(metric.interval or ()))))
+
+
 def compare(
-    original: Model, result: Model, batches: Iterable[Batch], context: Context, *, pad_to: int | None = None
+    original: Model,
+    result: Model,
+    batches: Iterable[Batch],
+    context: Context,
+    *,
+    task: Task = "auto",
+    pad_to: int | None = None,
 ) -> Comparison:
     """Run both models over all batches.
 
@@ -140,10 +173,11 @@ def compare(
         result: The result.
         batches: Samples, with or without labels.
         context: Asked between batches whether to stop.
+        task: What the first output is judged by.
         pad_to: The batch size on which the models insist, or None: a smaller batch is filled with copies of its last
             sample, and what comes out for those is dropped.
     """
-    comparison = Comparison()
+    comparison = Comparison(task)
     for batch in batches:
         context.check_cancelled()
         arrays = _padded(batch.inputs, pad_to)
@@ -170,36 +204,16 @@ def _is_float(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
-def _is_scores(value: object, count: int) -> bool:
-    """Whether an output holds one score for each of at least two classes, for each sample."""
-    return (
-        isinstance(value, np.ndarray)
-        and value.dtype.kind == "f"
-        and value.ndim == 2
-        and len(value) == count
-        and value.shape[1] > 1
-    )
-
-
-def _accuracy(before: Array, after: Array, seed: int) -> Metric:
-    difference, interval = statistics.mean_difference(before, after, seed)
-    original, result = float(before.mean()), float(after.mean())
-    same = bool((before == after).all())
+def _comparison(
+    name: str, unit: str, value: float, samples: int, *, interval: tuple[float, float] | None = None
+) -> Metric:
     return Metric(
-        name="accuracy",
-        unit="fraction",
+        name=name,
+        unit=unit,
         direction="higher_is_better",
-        original=original,
-        result=result,
-        ratio=result / original if original else None,
+        original=None,
+        result=value,
         interval=interval,
-        samples=len(before),
-        # No interval can be estimated from samples that never differ.
-        verdict=f"right and wrong on the same of {len(before)} samples"
-        if same
-        else statistics.accuracy_verdict(difference, interval),
+        interval_of=None if interval is None else "result",
+        samples=samples,
     )
-
-
-def _comparison(name: str, unit: str, value: float, samples: int) -> Metric:
-    return Metric(name=name, unit=unit, direction="higher_is_better", original=None, result=value, samples=samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from compression.benchmarking.statistics import LUCK_OF_LOADING
 from compression.report.markup import Markup, element, join
 from compression.report.quantities import quantity
 from compression.result import Metric
@@ -40,9 +39,11 @@ def interval(metric: Metric) -> Markup | None:
     if metric.interval is None or metric.original is None:
         return None
     low, high = metric.interval
-    if metric.ratio is None or _of_difference(metric):
+    if metric.interval_of == "difference":
         at = metric.result - metric.original
-    elif metric.ratio > 0 and low > 0:
+        if metric.direction == "lower_is_better":
+            at, low, high = -at, -high, -low
+    elif metric.interval_of == "ratio" and metric.ratio is not None and metric.ratio > 0 and low > 0:
         at, low, high = math.log(metric.ratio), math.log(low), math.log(high)
     else:
         return None
@@ -74,17 +75,15 @@ def tone(metric: Metric) -> str:
     Without an interval only what is counted tells anything; one measured number may be chance.
     """
     low = high = metric.ratio if metric.name in _EXACT else None
-    neutral, margin = 1.0, 0.0
-    if metric.interval is not None and metric.original is not None:
+    neutral = 1.0
+    if metric.interval is not None and metric.interval_of != "result":
         low, high = metric.interval
-        neutral, margin = (0.0, 0.0) if _of_difference(metric) else (1.0, LUCK_OF_LOADING)
+        if metric.interval_of == "difference":
+            neutral = 0.0
+            if metric.direction == "lower_is_better":
+                low, high = -high, -low
     if low is None or high is None:
         return "same"
-    if low > neutral + margin:
+    if low > neutral:
         return "better"
-    return "worse" if high < neutral - margin else "same"
-
-
-def _of_difference(metric: Metric) -> bool:
-    """Whether the interval is one of `result - original`; else it is one of the ratio."""
-    return metric.ratio is None or metric.unit == "fraction"
+    return "worse" if high < neutral else "same"

@@ -8,13 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from compression.report import charts, details
 from compression.report.environment import environment
 from compression.report.markup import Markup, element, join
+from compression.report.measured import measured
 from compression.report.quantities import change, label, quantity
 from compression.report.style import STYLE
 from compression.result import Metric, PipelineResult, StepResult
 from compression.signature import DatasetSummary, ModelSummary, TensorSpec
 from compression.spec import PipelineSpec, Step
 
-_HEADLINES = ("file_bytes", "latency_p50", "accuracy", "top1_agreement", "peak_memory_bytes")
+_HEADLINES = (
+    "file_bytes",
+    "latency_p50",
+    "accuracy",
+    "mse",
+    "perplexity",
+    "token_error_rate",
+    "target_cosine",
+    "top1_agreement",
+    "peak_memory_bytes",
+)
 _CARDS = 4
 # Model names are chosen by strangers. Everything is escaped; should that ever fail, still nothing runs or loads.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -41,6 +52,7 @@ def page(result: PipelineResult, spec: PipelineSpec) -> str:
         element("h2", "Before and after"),
         element("p", "Factors above 1x are improvements.", class_="soft"),
         _metrics(result.metrics),
+        measured(result.measured),
         element("h2", "Steps"),
         *(_step(step, asked) for step, asked in zip(result.steps, spec.steps, strict=True)),
         element("h2", "Model"),
@@ -121,12 +133,19 @@ def _metrics(metrics: Sequence[Metric]) -> Markup:
             element("th", label(metric.name), scope="row", title=_samples(metric)),
             element("td", "" if metric.original is None else quantity(metric.original, metric.unit), class_="number"),
             element("td", quantity(metric.result, metric.unit), class_="number"),
-            element("td", change(metric), class_=charts.tone(metric)),
+            element("td", change(metric), _p_value(metric), class_=charts.tone(metric)),
             element("td", charts.interval(metric)),
         )
         for metric in metrics
     )
     return element("div", element("table", head, element("tbody", *rows), class_="wide"), class_="card scroll")
+
+
+def _p_value(metric: Metric) -> Markup | None:
+    if metric.p_value is None:
+        return None
+    shown = f"p = {metric.p_value:.2g}" if metric.p_value >= 0.001 else "p < 0.001"
+    return element("span", f" {shown}", class_="soft", title="McNemar's exact test")
 
 
 def _samples(metric: Metric) -> str | None:

@@ -45,6 +45,7 @@ svg .neutral { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 2; }
 svg .whisker { stroke: currentColor; stroke-width: 3; stroke-linecap: round; opacity: .55; }
 svg .estimate { fill: currentColor; }
 details { margin-bottom: 10px; }
+.card + details { margin-top: 10px; }
 summary { cursor: pointer; padding: 12px 16px; font-weight: 550; overflow-wrap: anywhere; }
 details > .inside { padding: 0 16px 14px; }
 .inside h3:not(:first-child) { margin-top: 14px; }

@@ -28,6 +28,7 @@ RESULT = {
             "verdict": "4.00x smaller",
         }
     ],
+    "measured": {"conditions": None},
     "steps": [{"index": 0, "type": "prune", "seconds": 0.5, "cached": False, "details": {"sparsity": 0.5}}],
     "notes": ["accuracy not measured"],
     "seconds": 1.5,
@@ -58,7 +59,8 @@ def test_submitting(service):
     assert (job["state"], job["queue"], job["priority"], job["attempt"]) == ("queued", "cpu", 3, 0)
     assert (job["data"], job["labels"], job["name"]) == ({"calibration": dataset}, {"team": "vision"}, "first")
     assert (job["max_attempts"], job["time_limit_seconds"]) == (2, 60)
-    assert (job["metrics"], job["steps"], job["notes"], job["artifacts"]) == (None, None, None, [])
+    assert (job["metrics"], job["measured"], job["steps"], job["notes"]) == (None, None, None, None)
+    assert job["artifacts"] == []
     (row,) = service.rows(JobRow, id=job["id"])
     assert row.spec == spec
     assert row.expires_at - row.created_at == pytest.approx(600)
@@ -277,7 +279,7 @@ def test_a_job_that_succeeded(service):
     job = response.json()
     Job.model_validate(job)
     assert (job["state"], job["progress"], job["attempt"], job["error"]) == ("succeeded", 1.0, 1, None)
-    assert (job["metrics"], job["steps"], job["notes"]) == (RESULT["metrics"], RESULT["steps"], RESULT["notes"])
+    assert all(job[field] == RESULT[field] for field in ("metrics", "measured", "steps", "notes"))
     (artifact,) = job["artifacts"]
     assert (artifact["name"], artifact["size"]) == ("model.onnx", 5)
     assert service.http.get(artifact["url"]).content == b"bytes"

@@ -21,7 +21,7 @@ def batch(count, labels=None):
 
 
 def metrics(comparison):
-    return {metric.name: metric for metric in comparison.metrics(seed=0)}
+    return {metric.name: metric for metric in [*comparison.judged(seed=0), *comparison.agreement()]}
 
 
 def test_accuracy_and_agreement_over_several_batches():

@@ -14,7 +14,7 @@ from compression.report.markup import Markup, element
 from compression.report.page import page
 from compression.report.quantities import change, quantity
 from compression.report.write import write_manifest, write_report
-from compression.result import ArtifactFile, Metric, PipelineResult, StepResult
+from compression.result import ArtifactFile, Conditions, Measured, Metric, PipelineResult, StepResult
 from compression.signature import DatasetSummary, ModelSummary, TensorSpec
 from compression.spec import PipelineSpec, Prune, QuantizeStatic
 
@@ -27,16 +27,30 @@ def metric(name="latency_p50", unit="seconds", direction="lower_is_better", **fi
 
 METRICS = (
     metric("file_bytes", "bytes", original=580_063, result=165_432, ratio=3.506, verdict="3.51x smaller"),
-    metric(original=2.0e-4, result=1.1e-4, ratio=1.82, interval=(1.74, 1.9), samples=500,
+    metric(original=2.0e-4, result=1.1e-4, ratio=1.82, interval=(1.74, 1.9), interval_of="ratio", samples=500,
            verdict="faster, 1.82x [1.74, 1.90]"),
     metric("latency_p99", original=3.0e-4, result=2.0e-4, ratio=1.5),
     metric("throughput", "samples/second", "higher_is_better", original=5000, result=9100, ratio=1.82),
     metric("peak_memory_bytes", "bytes", original=81e6, result=84e6, ratio=0.964),
     metric("accuracy", "fraction", "higher_is_better", original=0.9912, result=0.9841, interval=(-0.012, -0.001),
+           interval_of="difference", p_value=0.0123,
            samples=450, verdict="worse, -0.71 points [-1.20, -0.10]"),
-    metric("top1_agreement", "fraction", "higher_is_better", result=0.99, interval=(0.975, 0.996)),
+    metric("top1_agreement", "fraction", "higher_is_better", result=0.99, interval=(0.975, 0.996),
+           interval_of="result"),
     metric("sqnr", "dB", "higher_is_better", result=31.234),
 )  # fmt: skip
+
+
+CONDITIONS = Conditions(
+    threads=2,
+    pinned=True,
+    batch_size=1,
+    loads=5,
+    pairs=480,
+    warm_up_pairs=20,
+    block_length=3,
+    between_loads=0.0123,
+)
 
 
 def summary(**changes):
@@ -85,6 +99,7 @@ def result():
             StepResult(index=1, type="quantize", seconds=0.4, cached=False, details={"reason": HOSTILE, "seen": None}),
         ),
         metrics=METRICS,
+        measured=Measured(conditions=CONDITIONS),
         notes=("Slower than the original.", HOSTILE),
         artifacts=(ArtifactFile(name="model.onnx", sha256="ab" * 32, size=165_432, media_type="x/y"),),
         seconds=1.25,
@@ -146,7 +161,7 @@ def test_before_and_after_table(result, spec):
     rows = Page(page(result, spec)).rows
     assert ["File size", "580 kB", "165 kB", "3.51x smaller", ""] in rows
     assert ["Latency, median", "200 µs", "110 µs", "faster, 1.82x [1.74, 1.90]", ""] in rows
-    assert ["Accuracy, top-1", "99.12 %", "98.41 %", "worse, -0.71 points [-1.20, -0.10]", ""] in rows
+    assert ["Accuracy, top-1", "99.12 %", "98.41 %", "worse, -0.71 points [-1.20, -0.10] p = 0.012", ""] in rows
     assert ["Same top class", "", "99.00 %", "[97.50 %, 99.60 %]", ""] in rows
     assert ["Signal to quantization noise", "", "31.23 dB", "", ""] in rows
     assert ["QuantizeLinear", "0", "4"] in rows
@@ -156,6 +171,17 @@ def test_before_and_after_table(result, spec):
         "float32",
         "batch \N{MULTIPLICATION SIGN} 1 \N{MULTIPLICATION SIGN} ? \N{MULTIPLICATION SIGN} 8",
     ] in rows
+
+
+def test_conditions_of_timing_are_said(result, spec):
+    document = page(result, spec)
+    assert "<dt>pairs dropped as warm-up</dt><dd>20</dd>" in document
+    assert "<dt>deviation between loads beyond chance</dt><dd>1.23%</dd>" in document
+    changed = CONDITIONS.model_copy(update={"threads": 0, "between_loads": None})
+    document = page(result.model_copy(update={"measured": Measured(conditions=changed)}), spec)
+    assert "<dd>chosen by the runtime</dd>" in document
+    assert "<dd>not known from one load</dd>" in document
+    assert "How latency was measured" not in page(result.model_copy(update={"measured": Measured()}), spec)
 
 
 def test_notes_come_before_numbers(result, spec):
@@ -199,27 +225,33 @@ def test_changes_without_a_verdict():
     assert change(metric(result=2.0)) == ""
 
 
+def changed(of, low, high, **fields):
+    """A metric whose interval of `of` is known."""
+    defaults = {"original": 2.0, "result": 1.0, "ratio": 2.0, "interval": (low, high), "interval_of": of}
+    return metric(**(defaults | fields))
+
+
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("found", "expected"),
     [
-        ({"original": 2.0, "result": 1.0, "ratio": 2.0, "interval": (1.8, 2.2)}, "better"),
-        ({"original": 1.0, "result": 1.4, "ratio": 0.7, "interval": (0.6, 0.8)}, "worse"),
-        ({"original": 1.0, "result": 1.1, "ratio": 0.91, "interval": (0.8, 1.02)}, "same"),
-        # Less than 3 % is luck of loading, as the verdict in words says too.
-        ({"original": 1.0, "result": 1.02, "ratio": 0.98, "interval": (0.975, 0.985)}, "same"),
-        ({"name": "file_bytes", "original": 1.0, "result": 2.0, "ratio": 0.5}, "worse"),
-        ({"name": "gzip_bytes", "original": 2.0, "result": 1.0, "ratio": 2.0}, "better"),
+        (changed("ratio", 1.8, 2.2), "better"),
+        (changed("ratio", 0.6, 0.8), "worse"),
+        (changed("ratio", 0.8, 1.02), "same"),
+        (metric("file_bytes", original=1.0, result=2.0, ratio=0.5), "worse"),
+        (metric("gzip_bytes", original=2.0, result=1.0, ratio=2.0), "better"),
         # A single measured number may be chance.
-        ({"name": "latency_p99", "original": 1.0, "result": 2.0, "ratio": 0.5}, "same"),
-        ({"original": 1.0, "result": 1.0}, "same"),
-        ({"unit": "fraction", "original": 0.9, "result": 0.95, "interval": (0.01, 0.09)}, "better"),
-        # With a ratio too, an interval of an accuracy is still one of its difference.
-        ({"unit": "fraction", "original": 0.9, "result": 0.85, "ratio": 0.94, "interval": (-0.09, -0.01)}, "worse"),
-        ({"unit": "fraction", "result": 0.99, "interval": (0.98, 1.0)}, "same"),
+        (metric("latency_p99", original=1.0, result=2.0, ratio=0.5), "same"),
+        (metric(original=1.0, result=1.0), "same"),
+        (changed("difference", 0.01, 0.09, direction="higher_is_better"), "better"),
+        (changed("difference", -0.09, -0.01, direction="higher_is_better"), "worse"),
+        # Of an error less is better.
+        (changed("difference", -0.09, -0.01), "better"),
+        (changed("difference", 0.01, 0.09), "worse"),
+        (changed("result", 0.98, 1.0, original=None), "same"),
     ],
 )
-def test_tone_follows_the_interval(fields, expected):
-    assert tone(metric(**fields)) == expected
+def test_tone_follows_the_interval(found, expected):
+    assert tone(found) == expected
 
 
 def x_of(picture, tag, key):
@@ -228,21 +260,26 @@ def x_of(picture, tag, key):
 
 def test_interval_of_a_ratio_is_drawn_on_a_logarithmic_axis():
     # The farthest bound, 4, reaches the right margin (172 of 180); 2 = 4 ** 0.5 lies half way from the middle (90).
-    picture = interval(metric(original=2.0, result=1.0, ratio=2.0, interval=(1.0, 4.0)))
+    picture = interval(changed("ratio", 1.0, 4.0))
     assert x_of(picture, "line", "x1") == 90
     assert x_of(picture, "circle", "cx") == 131
     assert 'x1="90.0" x2="172.0"' in picture
 
 
 def test_interval_of_a_difference_is_drawn_on_a_linear_axis():
-    picture = interval(metric(unit="fraction", original=0.9, result=0.88, ratio=0.978, interval=(-0.04, 0.0)))
+    worse = {"original": 0.9, "result": 0.88, "direction": "higher_is_better"}
+    picture = interval(changed("difference", -0.04, 0.0, **worse))
     assert x_of(picture, "circle", "cx") == 49
     assert 'x1="8.0" x2="90.0"' in picture
+    # An error that falls is drawn to the right, where better is.
+    picture = interval(changed("difference", -0.04, 0.0, original=0.9, result=0.88))
+    assert x_of(picture, "circle", "cx") == 131
+    assert 'x1="90.0" x2="172.0"' in picture
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 2.0), (0.5, float("inf")), (float("nan"), 2.0)])
 def test_interval_that_no_axis_can_hold(bounds):
-    assert interval(metric(original=1.0, result=1.0, ratio=1.0, interval=bounds)) is None
+    assert interval(changed("ratio", *bounds, ratio=1.0)) is None
 
 
 def test_elements_escape_everything_but_markup():

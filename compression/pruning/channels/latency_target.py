@@ -15,7 +15,7 @@ import onnx
 
 from compression import publishing
 from compression.benchmarking.latency import Call, time_calls
-from compression.benchmarking.statistics import LUCK_OF_LOADING, Interval, ratio_of_medians
+from compression.benchmarking.paired import Interval, Samples, speed_up
 from compression.context import Context
 from compression.data import synthetic_batches
 from compression.errors import DataRejected, StepFailed
@@ -102,7 +102,7 @@ class Timed:
     """The latency of a candidate over that of the model before the step.
 
     Attributes:
-        ratio: Of the medians.
+        ratio: The median over neighbouring calls.
         interval: The ratio's 95 % interval.
         rounds: Pairs of calls.
     """
@@ -285,7 +285,7 @@ class Stopwatch:
             Cancelled: the caller asked to stop.
         """
         path = self._written("candidate", candidate)
-        pairs: list[tuple[float, float]] = []
+        loads: list[tuple[Samples, Samples]] = []
         for loading in range(_LOADINGS):
             try:
                 calls = self._ready(self._original), self._ready(path)
@@ -293,13 +293,12 @@ class Stopwatch:
                 raise StepFailed("benchmark_failed", f"The pruned model does not run: {error}") from None
             seed = self._seed + loading
             timings = time_calls(*calls, _TIMING, seed, between_rounds=self._context.check_cancelled)
-            pairs += zip(timings.original.tolist(), timings.result.tolist(), strict=True)
-            original, result = np.array(pairs).T
-            ratio, interval = ratio_of_medians(result, original, self._seed)
-            # Far from the target, luck of loading cannot change the answer.
-            if interval[1] < (1 - LUCK_OF_LOADING) * target or interval[0] > (1 + LUCK_OF_LOADING) * target:
+            loads.append((timings.result, timings.original))
+            found = speed_up(loads, self._seed)  # of the original over the candidate: its share of the time
+            # Luck of loading is part of the interval: what lies clear of the target does so after more loads too.
+            if not found.interval[0] <= target <= found.interval[1]:
                 break
-        return Timed(ratio, interval, len(pairs))
+        return Timed(found.ratio, found.interval, sum(len(first) for first, _ in loads))
 
     def _written(self, name: str, model: onnx.ModelProto) -> Path:
         path = Path(self._folder.name) / f"{name}.onnx"
