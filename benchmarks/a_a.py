@@ -37,12 +37,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=2.0, help="benchmark.max_seconds; the default is a job's")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--free", action="store_true", help="leave it to the system on which cores threads run")
     parser.add_argument("--busy", type=int, default=0, help="processes that take processor time meanwhile")
     parser.add_argument("--seeds", type=int, nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.seeds is not None:
         path = Path(options.models[0])
-        print(json.dumps([one(path, options.seconds, options.threads, seed) for seed in options.seeds]))
+        print(json.dumps([one(path, options, seed) for seed in options.seeds]))
         return 0
     rows = [
         ("model", "interval", "missed 1.0", "median width", "9 of 10 widths", "median p50", "pairs", "loads", "busy")
@@ -96,14 +97,14 @@ def export(name: str, folder: Path) -> Path:
 
 def run(path: Path, options: argparse.Namespace, seeds: Sequence[int]) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, str(path), "--seconds", str(options.seconds)]
-    command += ["--threads", str(options.threads), "--seeds", *map(str, seeds)]
+    command += ["--threads", str(options.threads), *["--free"] * options.free, "--seeds", *map(str, seeds)]
     answer: list[dict[str, Any]] = json.loads(
         subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     )
     return answer
 
 
-def one(path: Path, seconds: float, threads: int, seed: int) -> dict[str, Any]:
+def one(path: Path, options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One comparison in this process, by the same parts that a job uses."""
     from compression.benchmarking.cores import Cores
     from compression.benchmarking.latency import affordable_loads, time_loads
@@ -112,9 +113,9 @@ def one(path: Path, seconds: float, threads: int, seed: int) -> dict[str, Any]:
     from compression.graph.inspect import inspect_model
     from compression.spec import BenchmarkSpec
 
-    spec = BenchmarkSpec(max_seconds=seconds, threads=threads)
+    spec = BenchmarkSpec(max_seconds=options.seconds, threads=options.threads, pin_threads=not options.free)
     sample = next(synthetic_batches(inspect_model(path), 1, seed, 1)).inputs
-    with Cores(threads, pin=True, start=os.getpid()) as cores:
+    with Cores(spec.threads, pin=spec.pin_threads, start=os.getpid()) as cores:
         sides = Sides(path, path, cores, seed)
         sides.try_out(sample)
         loads = affordable_loads(spec, sides.seconds)

@@ -26,8 +26,9 @@ Call = Callable[[], object]
 Clock = Callable[[], float]
 
 _LOADING_SHARE = 0.25
-# Of each load: half of them may be warming up.
-_LEAST_ROUNDS = 5
+# Of each load where there are several: the median of fewer is not worth much.
+_LEAST_ROUNDS = 20
+_ROOM_FOR_ANOTHER = 0.75
 
 
 @dataclass(frozen=True)
@@ -80,34 +81,84 @@ def time_loads(
 ) -> Timings:
     """Time two calls in turns, until `spec.max_seconds` are over, within `spec.min_rounds` and `spec.max_rounds`.
 
-    Loading anew and warming up are part of those seconds, and all loads get equal shares of them.
+    Loading anew and warming up are part of those seconds, and all loads get equal shares of them; where calls are so
+    slow that a share has less than 20 pairs there are fewer loads.
 
     Args:
         load: Called with 0, 1, … for a call of the original and one of the result, loaded anew; nothing here holds the
             calls of earlier loads by then.
-        loads: How often to load, at least once.
+        loads: How often to load at most.
         spec: When to stop.
         seed: Of the order within pairs.
         between_rounds: Called before every round; may raise to stop.
         clock: Seconds on a clock that only moves forward.
     """
     order = random.Random(seed)  # noqa: S311 - a coin, not a secret
-    end = clock() + spec.max_seconds
-    least = max(math.ceil(spec.min_rounds / loads), _LEAST_ROUNDS)
-    most = max(math.ceil(spec.max_rounds / loads), _LEAST_ROUNDS)
+    schedule = _Schedule(spec, loads, clock)
     kept: list[Samples] = []
     dropped = 0
-    for index in range(loads):
-        deadline = clock() + (end - clock()) / (loads - index)
-        pair = load(index)
-        timed = np.array(_time_pairs(pair, deadline, least, most, order, between_rounds, clock), np.float64)
+    while not schedule.over:
+        schedule.begin()
+        pair = load(len(kept))
+        timed = np.array(_time_pairs(pair, schedule, order, between_rounds, clock), np.float64)
         del pair
         start = paired.warm_up(timed.sum(axis=1))
         kept.append(timed[start:])
         dropped += start
     samples = np.concatenate(kept)
-    numbers = np.repeat(np.arange(loads), [len(part) for part in kept])
+    numbers = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
     return Timings(original=samples[:, 0], result=samples[:, 1], load=numbers, warm_up=dropped)
+
+
+class _Schedule:
+    """When a load has had its share of time and rounds, and when all have had theirs.
+
+    Args:
+        spec: How long in all.
+        loads: How many there are at most.
+        clock: As of `time_loads`.
+    """
+
+    def __init__(self, spec: BenchmarkSpec, loads: int, clock: Clock) -> None:
+        self._spec = spec
+        self._left = loads
+        self._clock = clock
+        self._end = clock() + spec.max_seconds
+        self._most = math.ceil(spec.max_rounds / loads)
+        self._timed = self._rounds = self._needed = 0
+        self._begun = self._share_ends = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether no further load is to begin."""
+        return self._left == 0 or (self._clock() >= self._end and self._timed >= self._spec.min_rounds)
+
+    def begin(self) -> None:
+        """A load begins."""
+        self._begun = self._clock()
+        self._share_ends = self._begun + (self._end - self._begun) / self._left
+        self._left -= 1
+        self._needed = _LEAST_ROUNDS if self._timed else self._spec.min_rounds
+        self._rounds = 0
+
+    def enough(self) -> bool:
+        """Whether the load is to end before its next pair."""
+        now = self._clock()
+        if self._rounds >= self._most:
+            return True
+        if self._rounds < self._needed:
+            return False
+        if now >= self._end:
+            return True
+        if self._left == 0 or self._rounds < _LEAST_ROUNDS or now < self._share_ends:
+            return False
+        # What is left after the last whole load is better spent on that one.
+        return self._end - now >= _ROOM_FOR_ANOTHER * (now - self._begun)
+
+    def count(self) -> None:
+        """A pair was timed."""
+        self._rounds += 1
+        self._timed += 1
 
 
 def affordable_loads(spec: BenchmarkSpec, seconds: float) -> int:
@@ -151,20 +202,19 @@ def latency_metrics(timings: Timings, speed_up: SpeedUp, batch_size: int) -> lis
     return metrics
 
 
-def _time_pairs(  # noqa: PLR0917 - private, called once
+def _time_pairs(
     calls: tuple[Call, Call],
-    deadline: float,
-    least: int,
-    most: int,
+    schedule: _Schedule,
     order: random.Random,
     between_rounds: Callable[[], None],
     clock: Clock,
 ) -> list[tuple[float, float]]:
     timed: list[tuple[float, float]] = []
     with _no_garbage_collection():
-        while len(timed) < most and (len(timed) < least or clock() < deadline):
+        while not schedule.enough():
             between_rounds()
             timed.append(_time_pair(calls, order.random() < 0.5, clock))
+            schedule.count()
     return timed
 
 

@@ -46,7 +46,7 @@ class SpeedUp(NamedTuple):
         interval: The 95 % interval of `ratio`.
         between_loads: Standard deviation of the log ratio between loads beyond what chance within loads explains; None
             where there was a single load.
-        block_length: Pairs in a block, of the load that needed the longest.
+        block_length: Pairs in a block.
     """
 
     ratio: float
@@ -65,34 +65,34 @@ def speed_up(loads: Sequence[tuple[Samples, Samples]], seed: int) -> SpeedUp:
     The interval is Student's, of the mean over k loads on the logarithmic scale. With few loads neither their own
     variance (k - 1 degrees of freedom) nor a bootstrap over them (which misses the truth in a fifth of all cases with
     5 loads) says enough, so the variance is moderated (Smyth 2004): what the loads show is averaged with what is
-    expected of them, the variance within loads by the block bootstrap plus `LUCK_OF_LOADING` squared, which counts as
+    expected of them, the variance of a median by the block bootstrap plus `LUCK_OF_LOADING` squared, which counts as
     much as 4 loads.
 
     Args:
         loads: For each load the seconds (n,) of the first and of the second call of its n pairs, n at least 1.
         seed: Of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    centers, within, lengths = [], [], []
-    for first, second in loads:
-        logs = np.log(first) - np.log(second)
-        centers.append(float(np.median(logs)))
-        if len(logs) > _MAX_RESAMPLED:
-            logs = logs[np.arange(_MAX_RESAMPLED) * len(logs) // _MAX_RESAMPLED]
-        # What moves a median is on which side of it the samples lie.
-        lengths.append(block_length(np.sign(logs - np.median(logs))))
-        within.append(float(np.var(_block_medians(logs, lengths[-1], rng))))
-    count, center = len(loads), float(np.mean(centers))
-    # Of few samples with heavy tails, a resampled median now and then varies wildly.
-    chance = float(np.median(within))
+    logs = [np.log(first) - np.log(second) for first, second in loads]
+    centers = [float(np.median(part)) for part in logs]
+    count = len(loads)
+    # How the median of one load varies by chance is learnt from all of them: of few pairs, it could not be.
+    residuals = np.concatenate([part - center for part, center in zip(logs, centers, strict=True)])
+    size = len(residuals) // count
+    # Of very many pairs these tell as much; that they make the interval a little wide does not show beside luck.
+    if len(residuals) > _MAX_RESAMPLED:
+        residuals = residuals[np.arange(_MAX_RESAMPLED) * len(residuals) // _MAX_RESAMPLED]
+    # What moves a median is on which side of it the samples lie.
+    length = block_length(np.sign(residuals))
+    medians = _block_medians(residuals, length, min(size, len(residuals)), np.random.default_rng(seed))
+    chance = float(np.var(medians))
     shown = float(np.var(centers, ddof=1)) if count > 1 else 0.0
     variance = ((count - 1) * shown + _BELIEF * (chance + LUCK_OF_LOADING**2)) / (count - 1 + _BELIEF)
-    half = student_t(count - 1 + _BELIEF) * math.sqrt(variance / count)
+    center, half = float(np.mean(centers)), student_t(count - 1 + _BELIEF) * math.sqrt(variance / count)
     return SpeedUp(
         ratio=math.exp(center),
         interval=(math.exp(center - half), math.exp(center + half)),
         between_loads=math.sqrt(max(shown - chance, 0.0)) if count > 1 else None,
-        block_length=max(lengths),
+        block_length=length,
     )
 
 
@@ -185,17 +185,16 @@ def _last_correlated_lag(correlations: Samples, count: int) -> int:
     return len(significant)
 
 
-def _block_medians(values: Samples, length: int, rng: np.random.Generator) -> Samples:
-    """Medians of circular-block resamples of a series (n,)."""
-    count = len(values)
+def _block_medians(values: Samples, length: int, size: int, rng: np.random.Generator) -> Samples:
+    """Medians of circular-block resamples (size,) of a series (n,)."""
     circle = np.concatenate([values, values[: length - 1]])
     blocks = np.lib.stride_tricks.sliding_window_view(circle, length)
-    needed = math.ceil(count / length)
-    rows = max(1, _INDICES_AT_A_TIME // count)
+    needed = math.ceil(size / length)
+    rows = max(1, _INDICES_AT_A_TIME // size)
     medians = []
     for start in range(0, _RESAMPLES, rows):
-        chosen = rng.integers(0, count, (min(rows, _RESAMPLES - start), needed))
-        resamples = blocks[chosen].reshape(len(chosen), -1)[:, :count]
+        chosen = rng.integers(0, len(values), (min(rows, _RESAMPLES - start), needed))
+        resamples = blocks[chosen].reshape(len(chosen), -1)[:, :size]
         medians.append(_row_medians(resamples))
     return np.concatenate(medians)
 

@@ -24,7 +24,7 @@ class BenchmarkSpec(Spec):
     loads: int = Field(default=5, ge=1, le=100)
     """Times that both models are loaded anew while timing: where its weights happen to lie makes a model up to some
     2 % faster or slower for as long as it stays loaded. Fewer where loading would take more than a quarter of
-    `max_seconds`."""
+    `max_seconds`, or timing 20 pairs more than its share."""
     pin_threads: bool = True
     """Keep the threads of timed calls on cores of their own, where the system allows it."""
     batch_size: int = Field(default=1, ge=1, le=4096)

@@ -84,8 +84,17 @@ def test_loads_share_the_time_and_the_rounds():
     assert bench.now == pytest.approx(0.9, abs=0.004)
     assert [len(first) for first, _ in timings.loads] == pytest.approx([66, 66, 66], abs=1)
     assert timings.warm_up == 3
-    hurried = time_loads(load, 3, spec.model_copy(update={"max_seconds": 0.01}), 0, clock=bench.clock)
-    assert [len(first) for first, _ in hurried.loads] == [4, 4, 4]
+    # 30 pairs in all fill one load, and no room is left for another.
+    bench.now = 0.0
+    hurried = time_loads(load, 3, spec.model_copy(update={"max_seconds": 0.19}), 0, clock=bench.clock)
+    assert [len(first) for first, _ in hurried.loads] == [29]
+
+
+def test_rounds_are_shared_by_the_loads_too():
+    bench = Bench()
+    spec = BenchmarkSpec(max_seconds=600, min_rounds=5, max_rounds=31)
+    timings = time_loads(lambda _: (bench.call("original"), bench.call("result")), 3, spec, 0, clock=bench.clock)
+    assert [len(first) for first, _ in timings.loads] == [10, 10, 10]
 
 
 def test_loading_again_takes_at_most_a_quarter_of_the_time():

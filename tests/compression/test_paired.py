@@ -148,7 +148,7 @@ def test_row_medians_are_numpys(count):
 def test_resampled_medians_spread_as_theory_says(length):
     # The median of n normal samples has the standard deviation 1.2533 / sqrt(n), in blocks or not.
     values = np.random.default_rng(7).normal(size=900)
-    medians = paired._block_medians(values, length, np.random.default_rng(8))
+    medians = paired._block_medians(values, length, 900, np.random.default_rng(8))
     assert medians.std() == pytest.approx(1.2533 / 30, rel=0.35)
     assert np.median(medians) == pytest.approx(np.median(values), abs=0.02)
 
