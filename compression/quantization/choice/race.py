@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compression.benchmarking.statistics import Interval, Samples, ratio_of_medians
+from compression.benchmarking.paired import Interval, speed_up
 
 Call = Callable[[], object]
 
@@ -25,8 +25,8 @@ class Place:
 
     Attributes:
         seconds: Its median.
-        speed_up: Of the first one's median over its own, on the rounds that both ran.
-        interval: 95 % interval of that.
+        speed_up: Of the first one's time over its own, the median over the rounds that both ran.
+        interval: 95 % interval of that, luck of loading included.
         rounds: How often it was timed.
     """
 
@@ -79,18 +79,16 @@ def race(
 
 
 def _survivors(samples: Mapping[str, list[float]], seed: int) -> list[str]:
-    """Those whose ratio to the best median does not show that they are slower."""
+    """Those whose ratio to the one with the best median does not show that they are slower."""
     best = min(samples, key=lambda name: float(np.median(samples[name])))
     leader = np.array(samples[best])
     kept = []
     for name, found in samples.items():
-        _, interval = ratio_of_medians(leader, np.array(found), seed)
-        if name == best or interval[1] >= 1:
+        if name == best or speed_up([(leader, np.array(found))], seed).interval[1] >= 1:
             kept.append(name)
     return kept
 
 
 def _place(reference: list[float], found: list[float], seed: int) -> Place:
-    pairs: tuple[Samples, Samples] = np.array(reference[: len(found)]), np.array(found)
-    ratio, interval = ratio_of_medians(*pairs, seed)
-    return Place(float(np.median(found)), ratio, interval, len(found))
+    compared = speed_up([(np.array(reference[: len(found)]), np.array(found))], seed)
+    return Place(float(np.median(found)), compared.ratio, compared.interval, len(found))
