@@ -1,4 +1,4 @@
-"""The library's own command line: `python -m compression run | inspect | convert | steps`."""
+"""The library's own command line: `python -m compression run | inspect | convert | decode | steps`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--out", type=Path, required=True, help="folder for model.onnx and what belongs beside it")
     convert.set_defaults(command=_convert)
+    decode = commands.add_parser("decode", help="make the ONNX file again that a .levity file was coded from")
+    decode.add_argument("coded", type=Path, help=".levity file")
+    decode.add_argument("model", type=Path, help="ONNX file to write")
+    decode.set_defaults(command=_decode)
     steps = commands.add_parser("steps", help="print the JSON Schema of every step")
     steps.set_defaults(command=_steps)
     return parser
@@ -102,6 +106,12 @@ def _convert(options: argparse.Namespace) -> None:
     from compression.graph.architectures.convert import convert  # noqa: PLC0415
 
     print(convert(options.weights, source, options.out).summary.model_dump_json(indent=2))  # noqa: T201
+
+
+def _decode(options: argparse.Namespace) -> None:
+    from compression.coding.decode import decode  # noqa: PLC0415
+
+    options.model.write_bytes(decode(options.coded.read_bytes()))
 
 
 def _steps(_: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ class Progress(Protocol):
         """Say where the run stands.
 
         Args:
-            phase: What is being done now: `loading`, `pruning`, `clustering`, `quantizing`, `verifying`,
+            phase: What is being done now: `loading`, `pruning`, `clustering`, `quantizing`, `encoding`, `verifying`,
                 `benchmarking`, `reporting`.
             fraction: Share of the whole run that is done, 0 to 1, never decreasing.
             message: A short sentence for a person; may be empty.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, assert_never
 import onnx
 
 from compression.clustering.step import cluster
+from compression.coding.step import encode_model
 from compression.context import Context
 from compression.data.feed import ModelFeed
 from compression.errors import StepFailed
@@ -20,6 +21,7 @@ from compression.quantization.step import quantize
 from compression.spec import (
     Cluster,
     Distill,
+    Encode,
     Factorize,
     Finetune,
     Prune,
@@ -73,7 +75,7 @@ class Material:
         return TrainingMaterial(self.feeds["training"], self.original, self.seed, self.key, self.student)
 
 
-def apply(  # noqa: C901, PLR0911 - one case for each technique
+def apply(  # noqa: C901, PLR0911, PLR0912 - one case for each technique
     step: Step, model: onnx.ModelProto, context: Context, material: Material
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
     """Apply one step; the result, and what is worth reporting about it.
@@ -121,5 +123,7 @@ def apply(  # noqa: C901, PLR0911 - one case for each technique
             return quantize_aware(model, step, context, training)
         case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
             return quantize(model, step, context, material.feeds.get("calibration"), material.seed)
+        case Encode():
+            return encode_model(model, step, context)
         case _:
             assert_never(step)

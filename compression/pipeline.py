@@ -19,13 +19,16 @@ from compression import publishing
 from compression._spec_base import DataRole
 from compression.benchmarking.machine import machine_facts
 from compression.benchmarking.measure import measure
+from compression.benchmarking.size import coded_metric
 from compression.cache import step_keys
+from compression.coding.encode import encode
 from compression.context import Context, StepCache
 from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected, ModelRejected
 from compression.graph.architectures.companion import read_companion
+from compression.graph.architectures.formats import is_levity
 from compression.graph.architectures.spec import COMPANION
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
@@ -33,7 +36,7 @@ from compression.quantization.isa import cpu_facts
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
 from compression.signature import ModelSummary
-from compression.spec import PipelineSpec, missing_data
+from compression.spec import Encode, PipelineSpec, missing_data
 from compression.verification import Verifier, reference_outputs
 
 ROLES = get_args(DataRole)
@@ -45,6 +48,7 @@ _PHASES = {
     "finetune": "training",
     "cluster": "clustering",
     "quantize": "quantizing",
+    "encode": "encoding",
 }
 _VERIFIED_SAMPLES = 8
 # Where the phases end, as shares of the whole run.
@@ -112,7 +116,8 @@ def run(
             subject = _Subject(path, original, spec, context, feeds, None if second is None else second.model)
             result_model, steps = _apply_all(loaded.model, subject, keys)
             written = _write_and_verify(result_model, subject, verifier)
-        result = _measure(subject, result_model, written, steps, started)
+            coded = _code_and_verify(written, subject, verifier)
+        result = _measure(subject, result_model, written, coded, steps, started)
         return _report(subject, result, hashes, keys)
     except MemoryError:
         raise CompressionError("out_of_memory", "The run needs more memory than it may use.", retryable=True) from None
@@ -165,8 +170,8 @@ def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:
 
 
 def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
-    """The original as it was uploaded, or joined with its external data, which sizes and runtimes take as one."""
-    if not loaded.external_files:
+    """The original as it was uploaded, or decoded, or joined with its external data: one file to run and weigh."""
+    if not loaded.external_files and not is_levity(model):
         return model
     path = context.workdir / "original.onnx"
     publishing.write_model(path, loaded.model)
@@ -256,6 +261,20 @@ def _write_and_verify(model: onnx.ModelProto, subject: _Subject, verifier: Verif
     return path
 
 
+def _code_and_verify(written: Path, subject: _Subject, verifier: Verifier) -> Path | None:
+    """The coded result, where the last step asks for it, as a file that a fresh process has decoded."""
+    step, context = subject.spec.steps[-1], subject.context
+    if not isinstance(step, Encode):
+        return None
+    path, made = written.with_name(publishing.CODED), context.workdir / publishing.CODED
+    if made.exists():
+        made.replace(path)
+    else:  # the step was found in the cache, which keeps models only
+        path.write_bytes(encode(written.read_bytes(), coder=step.coder, between=context.check_cancelled).data)
+    verifier.verify_coded(path, written)
+    return path
+
+
 def _some_samples(subject: _Subject) -> Batch:
     """A few samples to verify with: real ones where there are any."""
     feed = subject.feeds.get("evaluation") or subject.feeds.get("calibration")
@@ -264,8 +283,13 @@ def _some_samples(subject: _Subject) -> Batch:
     return next(feed.batches(_VERIFIED_SAMPLES, _VERIFIED_SAMPLES))
 
 
-def _measure(
-    subject: _Subject, result_model: onnx.ModelProto, written: Path, steps: tuple[StepResult, ...], started: float
+def _measure(  # noqa: PLR0917 - private, and always all of them
+    subject: _Subject,
+    result_model: onnx.ModelProto,
+    written: Path,
+    coded: Path | None,
+    steps: tuple[StepResult, ...],
+    started: float,
 ) -> PipelineResult:
     """What the result weighs and does beside the original, with the files that hold it."""
     spec, context = subject.spec, subject.context
@@ -278,7 +302,13 @@ def _measure(
         subject.path, written, spec.benchmark, within, subject.summary, compressed, evaluation, spec.seed
     )
     artifacts = [publishing.describe(written)]
-    notes = [*measured.notes, *_skipped(steps)]
+    metrics, notes = list(measured.metrics), [*measured.notes, *_skipped(steps)]
+    step = spec.steps[-1]
+    if coded is not None and isinstance(step, Encode):
+        artifacts.append(publishing.describe(coded))
+        metric, note = coded_metric(subject.path, coded, step.coder, context)
+        metrics.insert(2, metric)  # after the other sizes of files
+        notes.append(note)
     weights = written.with_name(publishing.WEIGHTS)
     saved = publishing.write_weights(weights, result_model, read_companion(subject.path.with_name(COMPANION)))
     if saved.tensors:
@@ -289,7 +319,7 @@ def _measure(
         compressed=compressed,
         data={role: feed.summary for role, feed in subject.feeds.items()},
         steps=steps,
-        metrics=measured.metrics,
+        metrics=tuple(metrics),
         measured=measured.measured,
         notes=tuple(notes),
         artifacts=tuple(artifacts),

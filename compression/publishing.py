@@ -20,6 +20,7 @@ from compression.graph.parameters import auxiliary
 from compression.result import ArtifactFile
 
 MODEL = "model.onnx"
+CODED = "model.levity"
 WEIGHTS = "weights.safetensors"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -28,16 +29,21 @@ _MEDIA_TYPES = {".json": "application/json", ".html": "text/html"}
 
 
 def write_model(path: Path, model: onnx.ModelProto) -> None:
-    """Serialize a model so that equal models give equal bytes.
+    """Write the bytes that `serialized` gives, and raise what it raises."""
+    path.write_bytes(serialized(model))
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """A model as bytes, so that equal models give equal ones.
 
     Raises:
         StepFailed: `model_too_large` from 2 GiB on, where protobuf ends.
     """
     try:
-        data = model.SerializeToString(deterministic=True)
+        data: bytes = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):
         raise StepFailed("model_too_large", "The result exceeds the 2 GiB that an ONNX file can hold.") from None
-    path.write_bytes(data)
+    return data
 
 
 class SavedWeights(NamedTuple):

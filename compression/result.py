@@ -17,11 +17,11 @@ class Metric(_Record):
     """One measured quantity, of the original and of the result."""
 
     name: str
-    """Stable identifier. Size: `file_bytes`, `gzip_bytes`, `parameters`, `nonzero_parameters`, `macs`. Time and memory:
-    `latency_p50`, `latency_p90`, `latency_p99`, `throughput`, `peak_memory_bytes`, `load_seconds`. Against labels or
-    targets: `accuracy`, `accuracy_top5`, `mse`, `mae`, `r2`, `perplexity`, `token_accuracy`, `token_error_rate`,
-    `target_cosine`, `retrieval_at_1`. Result against original: `top1_agreement`, `neighbor_agreement`,
-    `cosine_similarity`, `sqnr`."""
+    """Stable identifier. Size: `file_bytes`, `gzip_bytes`, `coded_bytes`, `parameters`, `nonzero_parameters`, `macs`.
+    Time and memory: `latency_p50`, `latency_p90`, `latency_p99`, `throughput`, `peak_memory_bytes`, `load_seconds`.
+    Against labels or targets: `accuracy`, `accuracy_top5`, `mse`, `mae`, `r2`, `perplexity`, `token_accuracy`,
+    `token_error_rate`, `target_cosine`, `retrieval_at_1`. Result against original: `top1_agreement`,
+    `neighbor_agreement`, `cosine_similarity`, `sqnr`."""
     unit: str
     """`bytes`, `count`, `seconds`, `samples/second`, `fraction`, `dB`, `ratio`; of errors the unit of the output:
     `output units`, `squared output units`."""

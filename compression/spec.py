@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from compression._spec_base import DataRole, Spec, StepSpec
 from compression.benchmarking.spec import BenchmarkSpec
 from compression.clustering.spec import Cluster
+from compression.coding.spec import Encode
 from compression.distillation.spec import STUDENT_MISSING, Distill
 from compression.factorization.spec import Factorize
 from compression.pruning.channel_spec import PruneChannels
@@ -31,6 +32,7 @@ __all__ = [
     "BenchmarkSpec",
     "Cluster",
     "Distill",
+    "Encode",
     "Factorize",
     "Finetune",
     "PipelineSpec",
@@ -72,6 +74,7 @@ _Member = (
     | Annotated[QuantizeWeightOnly, Tag("quantize weight_only")]
     | Annotated[QuantizeFloat16, Tag("quantize float16")]
     | Annotated[QuantizeAware, Tag("quantize qat")]
+    | Annotated[Encode, Tag("encode")]
 )
 
 
@@ -93,17 +96,19 @@ Step = Annotated[_Member, Discriminator(_tag, custom_error_type="unknown_step", 
 
 # What a later step would take away from an earlier one. Pruning after clustering pulls values out of their clusters,
 # thinner factors have none of the zeros of the weight that they stand for, a student has nothing of its teacher's
-# form, and nothing can follow quantization because the float weights are gone.
+# form, nothing that changes weights can follow quantization because the float weights are gone, and nothing at all can
+# follow encoding because the coded file would be another model's.
 _UNDOES: dict[str, frozenset[str]] = {
-    "distill": frozenset({"prune", "prune_channels", "factorize", "cluster", "quantize"}),
-    "prune": frozenset({"cluster", "quantize"}),
-    "prune_channels": frozenset({"cluster", "quantize"}),
-    "factorize": frozenset({"prune", "cluster", "quantize"}),
-    "finetune": frozenset({"cluster", "quantize"}),
-    "cluster": frozenset({"quantize"}),
-    "quantize": frozenset(),
+    "distill": frozenset({"prune", "prune_channels", "factorize", "cluster", "quantize", "encode"}),
+    "prune": frozenset({"cluster", "quantize", "encode"}),
+    "prune_channels": frozenset({"cluster", "quantize", "encode"}),
+    "factorize": frozenset({"prune", "cluster", "quantize", "encode"}),
+    "finetune": frozenset({"cluster", "quantize", "encode"}),
+    "cluster": frozenset({"quantize", "encode"}),
+    "quantize": frozenset({"encode"}),
+    "encode": frozenset(),
 }
-_AT_MOST_ONCE = frozenset({"distill", "cluster", "quantize"})
+_AT_MOST_ONCE = frozenset({"distill", "cluster", "quantize", "encode"})
 
 
 class PipelineSpec(Spec):

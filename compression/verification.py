@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from compression.errors import StepFailed
+from compression.coding.decode import decode
+from compression.errors import ModelRejected, StepFailed
 from compression.fresh_process import Array, FreshProcess, ProcessDied, load_arrays, save_arrays, serve
 from compression.runtime import DoesNotRun, Model
 
@@ -84,10 +85,27 @@ class Verifier:
             "expected": save_arrays(self._folder / "expected.npz", expected),
             "folder": str(self._folder),
         }
+        self._ask(request, f"loaded and ran '{model_path.name}'")
+
+    def verify_coded(self, coded: Path, model_path: Path) -> None:
+        """Have a `.levity` file decoded, and what comes out compared byte for byte.
+
+        Args:
+            coded: The file.
+            model_path: The ONNX file that it must give.
+
+        Raises:
+            StepFailed: `verification_failed`.
+        """
+        self.ready()
+        request = {"coded": str(coded.resolve()), "model": str(model_path.resolve())}
+        self._ask(request, f"decoded '{coded.name}'")
+
+    def _ask(self, request: dict[str, Any], what: str) -> None:
         try:
             answer = self._process.ask(request, self._timeout)
         except (ProcessDied, TimeoutError) as error:
-            raise _failed(f"A fresh process that loaded and ran '{model_path.name}' {_reason(error)}.") from None
+            raise _failed(f"A fresh process that {what} {_reason(error)}.") from None
         if answer["problem"] is not None:
             raise _failed(answer["problem"])
 
@@ -137,6 +155,19 @@ def _failed(message: str) -> StepFailed:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    return _decoded(request) if "coded" in request else _run(request)
+
+
+def _decoded(request: dict[str, Any]) -> dict[str, Any]:
+    path = Path(request["coded"])
+    try:
+        same = decode(path.read_bytes()) == Path(request["model"]).read_bytes()
+    except ModelRejected as error:
+        return {"problem": error.message}
+    return {"problem": None if same else f"'{path.name}' decodes to another file."}
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
     inputs = load_arrays(folder / "inputs.npz", request["inputs"])
     expected = load_arrays(folder / "expected.npz", request["expected"])

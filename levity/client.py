@@ -90,10 +90,10 @@ class Levity:
         input: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,  # noqa: A002 - the service's name
         wait: float = 30,
     ) -> Model:
-        """Register an ONNX model, or weights with their architecture, and have it inspected.
+        """Register a model, or weights with their architecture, and have it inspected.
 
         Args:
-            source: The `.onnx` file, or a `state_dict` as safetensors or saved by torch.
+            source: The `.onnx` or `.levity` file, or a `state_dict` as safetensors or saved by torch.
             name: What people call it; the file's name unless given.
             external_data: Files that hold weights outside the graph, by the location that the graph names.
             architecture: The network that a `state_dict` belongs to: a name such as `torchvision:resnet18`, or

@@ -12,6 +12,7 @@ _BAR_WIDTH = 28
 _LABELS = {
     "file_bytes": "file size",
     "gzip_bytes": "file size, gzipped",
+    "coded_bytes": "file size, coded",
     "nonzero_parameters": "non-zero parameters",
     "macs": "multiply-accumulates",
     "latency_p50": "latency, median",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+from compression.coding.coders import CoderName
+from compression.coding.encode import encode
 from compression.context import Context
 from compression.result import Metric
 from compression.signature import ModelSummary
@@ -56,6 +58,14 @@ def size_metrics(
     if level != 9:
         notes.append(f"Sizes after gzip are those of level {level}, because a file is larger than 64 MB.")
     return metrics, notes
+
+
+def coded_metric(original: Path, coded: Path, coder: CoderName, context: Context) -> tuple[Metric, str]:
+    """Bytes of the coded result beside those of the original coded likewise, and a note on the two files themselves."""
+    before = len(encode(original.read_bytes(), coder=coder, between=context.check_cancelled).data)
+    upload, after = original.stat().st_size, coded.stat().st_size
+    note = f"{coded.name} has {after:,} bytes, the original {upload:,}: {size_verdict(upload / after)}."
+    return _smaller("coded_bytes", "bytes", before, after), note
 
 
 def _smaller(name: str, unit: str, before: int | None, after: int) -> Metric:

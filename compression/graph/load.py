@@ -10,9 +10,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from compression.coding.decode import decode
 from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
-from compression.graph.architectures.formats import holds_weights
+from compression.graph.architectures.formats import LEVITY_MAGIC, holds_weights
 from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, Limits
 from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, stored_bytes
 from compression.graph.wire import CutShort, NotWireFormat, outline
@@ -45,13 +46,16 @@ def load_model(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProt
 def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> LoadedModel:
     """Read an ONNX file and the external data in its folder, check both, and bring them into canonical form.
 
+    A `.levity` file is decoded first.
+
     Names, opsets, IR version, dynamic axes and metadata stay as they are. External data moves into the model,
     functions are inlined, and weights that an exporter left in `Constant` nodes become initializers of the same name.
 
     Raises:
         ModelRejected: `not_onnx`, `truncated_model`, `model_too_large`, `too_many_nodes`, `too_many_tensors`,
             `architecture_missing`, `subgraphs_too_deep`, `operator_domain_not_allowed`, `external_data_missing`,
-            `external_data_unsafe`, `external_data_invalid` or `invalid_model`.
+            `external_data_unsafe`, `external_data_invalid`, `invalid_model`, or a code of
+            `compression.coding.decode.decode`.
     """
     try:
         model, graph_bytes = _parse(path, limits)
@@ -79,6 +83,9 @@ def _parse(path: Path, limits: Limits) -> tuple[onnx.ModelProto, int]:
             '"architecture": {"name": "torchvision:resnet18", "arguments": {"num_classes": 10}}, or list its layers.',
         )
     data = path.read_bytes()
+    if data.startswith(LEVITY_MAGIC):
+        data = decode(data, max_bytes=limits.max_bytes)
+        size = len(data)
     try:
         counted = outline(data, stop_at=max(limits.max_nodes, limits.max_initializers))
     except NotWireFormat:

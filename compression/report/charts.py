@@ -10,7 +10,7 @@ from compression.result import Metric
 
 _WIDTH, _HEIGHT = 180, 20
 _MARGIN = 8
-_EXACT = frozenset({"file_bytes", "gzip_bytes", "parameters", "nonzero_parameters", "macs"})
+_EXACT = frozenset({"file_bytes", "gzip_bytes", "coded_bytes", "parameters", "nonzero_parameters", "macs"})
 
 
 def bars(original: float, result: float, unit: str) -> Markup:

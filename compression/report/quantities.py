@@ -9,6 +9,7 @@ from compression.result import Metric
 _LABELS = {
     "file_bytes": "File size",
     "gzip_bytes": "File size, gzipped",
+    "coded_bytes": "File size, coded",
     "parameters": "Parameters",
     "nonzero_parameters": "Non-zero parameters",
     "macs": "Multiply-accumulates",

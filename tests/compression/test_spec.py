@@ -20,6 +20,7 @@ FLOAT16 = {"type": "quantize", "mode": "float16"}
 QAT = {"type": "quantize", "mode": "qat"}
 DISTILL = {"type": "distill", "student": {"name": "cnn"}}
 FINETUNE = {"type": "finetune"}
+ENCODE = {"type": "encode"}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ FINETUNE = {"type": "finetune"}
         [DISTILL],
         [DISTILL, PRUNE, CLUSTER, DYNAMIC],
         [FINETUNE, DISTILL],
+        [ENCODE],
+        [PRUNE, CLUSTER, STATIC, ENCODE],
     ],
 )
 def test_legal_orders(steps):
@@ -68,6 +71,10 @@ def test_legal_orders(steps):
         ([QAT, PRUNE], "step 1: 'prune' would undo 'quantize'"),
         ([STATIC, QAT], "step 1: 'quantize' can be applied once"),
         ([CLUSTER, QAT], "step 1: 'quantize' in mode 'qat' trains the weights and would undo 'cluster'"),
+        ([ENCODE, PRUNE], "step 1: 'prune' would undo 'encode'; put it before"),
+        ([ENCODE, FINETUNE], "step 1: 'finetune' would undo 'encode'"),
+        ([ENCODE, DYNAMIC], "step 1: 'quantize' would undo 'encode'"),
+        ([ENCODE, ENCODE], "step 1: 'encode' can be applied once"),
         ([], "name at least one step"),
         ([PRUNE] * 33, "at most 32 items"),
     ],
@@ -94,6 +101,8 @@ def test_illegal_orders(steps, message):
         ({"type": "prune", "amount": 0.5, "typo": 1}, "Extra inputs are not permitted"),
         ({"type": "prune", "amount": 0.5, "include": []}, "at least 1 item"),
         ({"type": "cluster", "clusters": 1}, "greater than or equal to 2"),
+        ({"type": "encode", "coder": "zip"}, "Input should be 'rans' or 'huffman'"),
+        ({"type": "encode", "exclude": ["fc*"]}, "encode stores the whole file"),
         ({"type": "quantize", "mode": "static", "percentile": 99.0}, "percentile has no effect"),
         ({"type": "quantize", "mode": "static", "weight_bits": 5}, "Input should be 4 or 8"),
         ({"type": "quantize", "mode": "weight_only", "group_size": 33}, "Input should be 16, 32"),

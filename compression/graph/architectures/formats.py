@@ -11,6 +11,8 @@ from compression.errors import ModelRejected
 from compression.graph.limits import Limits
 from compression.graph.wire import CutShort, NotWireFormat, outline
 
+LEVITY_MAGIC = b"LEVITY"
+"""First bytes of a `.levity` file (`compression.coding.container`), which no ONNX file begins with."""
 _MAX_HEADER_BYTES = 100 << 20
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES_BESIDE_TENSORS = 64
@@ -26,6 +28,12 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     TORCH_ZIP = "torch_zip"
     PICKLE = "pickle"
+
+
+def is_levity(path: Path) -> bool:
+    """Whether a file begins like a `.levity` file, which is an ONNX file coded."""
+    with path.open("rb") as file:
+        return file.read(len(LEVITY_MAGIC)) == LEVITY_MAGIC
 
 
 def weights_format(path: Path) -> Format | None:
