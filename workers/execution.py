@@ -11,10 +11,12 @@ import numpy.ma
 import numpy.random  # noqa: F401
 import onnxruntime.quantization  # noqa: F401
 
+from compression.coding.decode import decode_file
 from compression.context import Context
 from compression.data import DataSource, inspect_dataset
 from compression.errors import CompressionError, StepFailed
 from compression.graph.architectures.convert import convert
+from compression.graph.architectures.formats import is_levity
 from compression.graph.inspect import inspect_model
 from compression.pipeline import run
 from compression.publishing import describe
@@ -97,9 +99,13 @@ def _execute(line: int, request: Request) -> Answer:
 
 
 def _inspect_model(model: Path, request: Request) -> ModelInspected:
+    out = Path.cwd() / OUT_FOLDER
+    if request.source is None and is_levity(model):
+        graph = decode_file(model, out)
+        return ModelInspected(summary=inspect_model(graph), files=(describe(graph),))
     if request.source is None:
         return ModelInspected(summary=inspect_model(model))
-    converted = convert(model, request.source, Path.cwd() / OUT_FOLDER, threads=request.threads)
+    converted = convert(model, request.source, out, threads=request.threads)
     return ModelInspected(summary=converted.summary, files=tuple(describe(file) for file in converted.files))
 
 

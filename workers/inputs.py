@@ -45,10 +45,14 @@ class Inputs:
     """The name of each step of `spec` in the step cache."""
     student: ModelRow | None = None
 
-    @property
-    def files_to_make(self) -> list[str]:
-        """What an inspection makes of the model's upload: a graph where there is none."""
-        return [] if self.model is None or self.model.source is None else [MODEL, COMPANION]
+    def may_be_made(self, names: Sequence[str]) -> bool:
+        """Whether an inspection may make files of these names of the model's upload, and put them in its place.
+
+        Of weights it makes a graph, and a graph of a `.levity` file, which only the child can tell from another.
+        """
+        if self.model is None or self.model.source is None:
+            return list(names) in ([], [MODEL])
+        return list(names) == [MODEL, COMPANION]
 
 
 def find_inputs(database: Database, job: JobRow) -> Inputs:

@@ -104,7 +104,7 @@ class ModelInspected(_Event):
     type: Literal["model_inspected"] = "model_inspected"
     summary: ModelSummary
     files: tuple[ArtifactFile, ...] = Field(default=(), max_length=2)
-    """What was made of weights without a graph, in the folder `out`: the graph first."""
+    """What was made of weights without a graph, or of a `.levity` file, in the folder `out`: the graph first."""
 
 
 class DatasetInspected(_Event):

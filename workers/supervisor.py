@@ -238,7 +238,7 @@ class Supervisor:
                 document = result.model_dump(mode="json")
                 return lease.write(lambda leases: leases.publish(claim, artifacts=artifacts, result=document))
             case ModelInspected(summary=summary, files=files), JobKind.INSPECT_MODEL:
-                if [file.name for file in files] != inputs.files_to_make:
+                if not inputs.may_be_made([file.name for file in files]):
                     raise self._misbehaved(child, "files that this inspection does not make")
                 made = self._store(lease, child, files)
                 return self._publish_summary(lease, summary, made)

@@ -10,8 +10,9 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
+from api.content import BYTES, respond
 from api.dependencies import Key, PageParameters, RequestId, ServicesParameter, WaitSeconds
-from api.jobs import artifacts, events
+from api.jobs import events
 from api.jobs.schemas import ArtifactList, AttemptList, CreateJob, EventPage, Job, JobPage
 from api.jobs.service import JobService
 from api.json_body import Json, JsonRoute
@@ -23,13 +24,6 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
 _LAST_SEQ = 2**31 - 1
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-_BYTES: dict[str, Any] = {
-    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    "headers": {
-        name: {"schema": {"type": "string"}}
-        for name in ("ETag", "Content-Digest", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
-    },
-}
 
 
 async def _service(services: ServicesParameter) -> JobService:
@@ -239,8 +233,8 @@ def list_job_artifacts(job_id: Key, jobs: Jobs) -> Json:
     summary="The bytes of a file that came out",
     response_class=Response,
     responses={
-        200: _BYTES,
-        206: {**_BYTES, "description": "The range that was asked for."},
+        200: BYTES,
+        206: {**BYTES, "description": "The range that was asked for."},
         304: {"description": "The caller has it already."},
         **problems("job_not_found", "artifact_not_found", "range_not_satisfiable", "invalid_request"),
     },
@@ -251,14 +245,14 @@ def list_job_artifacts(job_id: Key, jobs: Jobs) -> Json:
     summary="Size and hash of a file that came out",
     response_class=Response,
     responses={
-        200: {"headers": _BYTES["headers"]},
+        200: {"headers": BYTES["headers"]},
         **problems("job_not_found", "artifact_not_found", "invalid_request"),
     },
 )
 def get_job_artifact(job_id: Key, name: Key, request: Request, jobs: Jobs, services: ServicesParameter) -> Response:
     """Supports Range and If-Range (one range), and If-None-Match. The ETag is the file's sha256."""
     row = jobs.artifact(job_id, name)
-    return artifacts.respond(row, services.blobs, request.headers, body=request.method == "GET")
+    return respond(row, services.blobs, request.headers, body=request.method == "GET", missing="artifact_not_found")
 
 
 def _ended(job: dict[str, Any]) -> bool:

@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Annotated
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from api.content import BYTES, respond
 from api.dependencies import Key, PageParameters, RequestId, ServicesParameter, WaitSeconds
 from api.inspection import answer, answer_created
 from api.json_body import Json, JsonRoute
@@ -67,6 +68,37 @@ def list_models(page: PageParameters, models: Models) -> Json:
 )
 async def get_model(model_id: Key, models: Models, services: ServicesParameter, seconds: WaitSeconds) -> Json:
     return await answer(services, partial(models.get, model_id), seconds)
+
+
+@router.get(
+    "/{model_id}/content",
+    operation_id="get_model_content",
+    summary="The bytes of a model's graph",
+    response_class=Response,
+    responses={
+        200: BYTES,
+        206: {**BYTES, "description": "The range that was asked for."},
+        304: {"description": "The caller has it already."},
+        **problems("model_not_found", "model_not_ready", "model_rejected", "range_not_satisfiable", "invalid_request"),
+    },
+)
+@router.head(
+    "/{model_id}/content",
+    operation_id="head_model_content",
+    summary="Size and hash of a model's graph",
+    response_class=Response,
+    responses={
+        200: {"headers": BYTES["headers"]},
+        **problems("model_not_found", "model_not_ready", "model_rejected", "invalid_request"),
+    },
+)
+def get_model_content(model_id: Key, request: Request, models: Models, services: ServicesParameter) -> Response:
+    """The ONNX file that jobs work on, also where the upload was another format: a `.levity` file comes back decoded.
+
+    Supports Range and If-Range (one range), and If-None-Match. The ETag is the file's sha256.
+    """
+    graph = models.graph(model_id)
+    return respond(graph, services.blobs, request.headers, body=request.method == "GET", missing="model_not_found")
 
 
 @router.delete(

@@ -46,7 +46,7 @@ class CreateModel(Body):
     )
 
     upload_id: str
-    """A complete upload: an ONNX file, or the weights of `architecture` as safetensors or as torch saves a
+    """A complete upload: an ONNX or `.levity` file, or the weights of `architecture` as safetensors or as torch saves a
     `state_dict` (`.pt`, `.pth`)."""
     name: str = Field(default="", max_length=255)
     """What people call it; the upload's file name unless given."""
@@ -138,8 +138,8 @@ class Model(Document):
     name: str
     state: ModelState
     files: list[FileEntry]
-    """The graph first, then its external data. Of weights with an architecture it is the upload until the graph is
-    made; then the graph, and beside it what else the `state_dict` holds."""
+    """The graph first, then its external data. Of a `.levity` file and of weights with an architecture it is the
+    upload until the graph is made; then the graph, and beside it what else the `state_dict` holds."""
     source: Source | None
     """The architecture and the upload that the graph was made from; null for an ONNX upload."""
     sha256: Sha256

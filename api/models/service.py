@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from api.dependencies import PageRequest, Services
 from api.inspection import queue_inspection, unused
 from api.models.schemas import GRAPH_NAME, WEIGHTS_NAME, CreateModel, model_json
@@ -10,6 +12,16 @@ from catalog.jobs.repository import Jobs
 from catalog.jobs.states import JobKind
 from catalog.models.repository import Models
 from catalog.uploads.repository import Uploads
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A model's graph in the store."""
+
+    name: str
+    sha256: str
+    size: int
+    media_type: str = "application/octet-stream"
 
 
 class ModelService:
@@ -39,6 +51,12 @@ class ModelService:
     def get(self, model_id: str) -> Json:
         with self._database.read() as session:
             return model_json(Models(session).get(model_id))
+
+    def graph(self, model_id: str) -> GraphFile:
+        """The model's graph, once inspection has found it sound."""
+        with self._database.read() as session:
+            row = Models(session).get_ready(model_id)
+            return GraphFile(**row.files[0])
 
     def list(self, page: PageRequest) -> Json:
         with self._database.read() as session:

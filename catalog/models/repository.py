@@ -45,8 +45,7 @@ class Models:
         """The model, locked; refused when its inspection rejected it, or has not made its graph yet."""
         row = self.get(model_id, lock=True)
         if row.state == ModelState.REJECTED:
-            reason = (row.error or {}).get("message", "")
-            raise Conflict(f"Model {model_id} was rejected: {reason}", code="model_rejected")
+            raise self._rejected(row)
         if row.state == ModelState.INSPECTING and row.source is not None:
             raise Conflict(
                 f"Model {model_id} is still being made from its weights: wait until its state is ready "
@@ -55,12 +54,27 @@ class Models:
             )
         return row
 
+    def get_ready(self, model_id: str) -> ModelRow:
+        """The model, refused as long as its inspection has not found it sound."""
+        row = self.get(model_id)
+        if row.state == ModelState.INSPECTING:
+            message = f"Model {model_id} is still being inspected: wait until its state is ready."
+            raise Conflict(message, code="model_not_ready")
+        if row.state == ModelState.REJECTED:
+            raise self._rejected(row)
+        return row
+
     def page(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
         """Newest first, those older than `before_id`."""
         query = select(ModelRow).order_by(ModelRow.id.desc()).limit(limit)
         if before_id is not None:
             query = query.where(ModelRow.id < before_id)
         return self._session.scalars(query).all()
+
+    @staticmethod
+    def _rejected(row: ModelRow) -> Conflict:
+        reason = (row.error or {}).get("message", "")
+        return Conflict(f"Model {row.id} was rejected: {reason}", code="model_rejected")
 
     def delete(self, row: ModelRow) -> None:
         self._session.delete(row)

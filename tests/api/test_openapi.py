@@ -29,9 +29,11 @@ OPERATIONS = {
     "get_liveness",
     "get_metrics",
     "get_model",
+    "get_model_content",
     "get_readiness",
     "get_upload",
     "head_job_artifact",
+    "head_model_content",
     "head_upload",
     "list_datasets",
     "list_job_artifacts",
@@ -134,6 +136,7 @@ def test_steps_describe_themselves(http):
         ("quantize", "weight_only"),
         ("quantize", "float16"),
         ("quantize", "qat"),
+        ("encode", None),
     ]
     prune = steps["steps"][1]
     assert prune["schema"]["properties"]["amount"]["description"].startswith("Share of weights")

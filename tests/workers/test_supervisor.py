@@ -375,6 +375,18 @@ def test_what_an_inspection_makes_of_weights_becomes_the_model(bench):
     bench.assert_tidy()
 
 
+def test_what_an_inspection_decodes_becomes_the_model(bench):
+    job_id = bench.add(content=b"LEVITYgraph", kind=JobKind.INSPECT_MODEL)
+    bench.supervisor.run(*bench.claim())
+    assert bench.job(job_id).state == "succeeded"
+    with bench.database.read() as session:
+        model = session.query(ModelRow).one()
+    (file,) = model.files
+    assert (model.state, model.source, file["name"], file["size"]) == ("ready", None, "model.onnx", 5)
+    assert b"".join(bench.blobs.read(model.sha256)) == b"graph"
+    bench.assert_tidy()
+
+
 @pytest.mark.parametrize(
     "files", [{}, {"model.onnx": ""}, {"model.onnx": "", "other": ""}, {"a": "", "model.onnx": ""}]
 )

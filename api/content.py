@@ -1,4 +1,4 @@
-"""Artifacts on their way out: whole or a range of them (RFC 9110, sections 13 and 14), read ahead of what is sent."""
+"""Files on their way out: whole or a range of them (RFC 9110, sections 13 and 14), read ahead of what is sent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from http import HTTPStatus
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from anyio.to_thread import run_sync
@@ -17,49 +18,70 @@ from api.errors import RequestError
 from api.uploads import digest
 from catalog.blobs import Blobs
 from catalog.errors import NotFound
-from catalog.jobs.tables import ArtifactRow
+
+BYTES: dict[str, Any] = {
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        name: {"schema": {"type": "string"}}
+        for name in ("ETag", "Content-Digest", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
+    },
+}
+"""How OpenAPI describes the answers of `respond`."""
 
 # One range only: a server may ignore others, and lists of many ranges have been used to exhaust servers.
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", re.IGNORECASE | re.ASCII)
 
 
-def respond(artifact: ArtifactRow, blobs: Blobs, request: Headers, *, body: bool) -> Response:
-    """The answer to a GET of `artifact`, or to a HEAD without `body`.
+class Content(Protocol):
+    """A file in the store."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def media_type(self) -> str: ...
+
+
+def respond(content: Content, blobs: Blobs, request: Headers, *, body: bool, missing: str) -> Response:
+    """The answer to a GET of `content`, or to a HEAD without `body`; `missing` is the code where its bytes are gone.
 
     Raises:
         RequestError: `range_not_satisfiable`.
         NotFound: Somebody emptied the store.
     """
-    etag = f'"{artifact.sha256}"'
+    etag = f'"{content.sha256}"'
     headers = {
         "etag": etag,
         "cache-control": "private, max-age=31536000, immutable",
         "accept-ranges": "bytes",
-        "repr-digest": digest.field(artifact.sha256),
+        "repr-digest": digest.field(content.sha256),
     }
     if _matches(request.get("if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     headers |= {
-        "content-type": artifact.media_type,
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(artifact.name, safe='')}",
+        "content-type": content.media_type,
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(content.name, safe='')}",
         # What is in a model's names ends up in its report: a browser must not run it as a page of this service.
         "content-security-policy": "sandbox",
         "x-content-type-options": "nosniff",
     }
-    part = _range(request, etag, artifact.size)
+    part = _range(request, etag, content.size)
     if part is None:
-        status, (start, end) = HTTPStatus.OK, (0, artifact.size)
+        status, (start, end) = HTTPStatus.OK, (0, content.size)
         headers["content-digest"] = headers["repr-digest"]
     else:
         status, (start, end) = HTTPStatus.PARTIAL_CONTENT, part
-        headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
+        headers["content-range"] = f"bytes {start}-{end - 1}/{content.size}"
     headers["content-length"] = str(end - start)
-    if not blobs.exists(artifact.sha256):
+    if not blobs.exists(content.sha256):
         # Once the first bytes are sent it is too late to say so.
-        raise NotFound(f"The bytes of artifact {artifact.name} are gone from the store.", code="artifact_not_found")
+        raise NotFound(f"The bytes of {content.name} are gone from the store.", code=missing)
     if not body:
         return Response(status_code=status, headers=headers)
-    chunks = _read_ahead(blobs.read(artifact.sha256, start, end))
+    chunks = _read_ahead(blobs.read(content.sha256, start, end))
     return StreamingResponse(chunks, status_code=status, headers=headers)
 
 
@@ -88,7 +110,7 @@ def _range(request: Headers, etag: str, size: int) -> tuple[int, int] | None:
     if start >= end:
         raise RequestError(
             "range_not_satisfiable",
-            f"The artifact has {size} bytes.",
+            f"The file has {size} bytes.",
             headers={"content-range": f"bytes */{size}"},
         )
     return start, end
