@@ -22,8 +22,9 @@ in the order of the ONNX file (`compression.coding.splice`), so a tensor's place
 it is read with the tables and its own bytes alone.
 
     stream   := form (1 byte)  codebook?  (places | scales)?  plane+  sequence sequence  low bits  raw planes
-    form     := bits from the lowest: sparse, transposed, codebook, rows, columns, signs; 128: the rest is the data
-    codebook := number of values - 1 (1 byte)  values as the tensor stores them
+    form     := bits from the lowest: sparse, transposed, codebook, rows, columns, signs, lines; 128: the rest is data
+    codebook := number of values - 1 (1 byte) of each book  values of all books as the tensor stores them
+                one book if codebook; one a row if codebook and lines, one a column if lines
     places   := most frequent symbol (1 byte), or element where there is neither a codebook nor one byte an element
                 lag (varint)  increments (10 bytes, two a byte, the lower half first) if lag > 0
                 table of row levels (varint) if rows   table of column levels (varint) if columns

@@ -21,6 +21,8 @@ class Form(Flag):
     """A level of each row."""
     COLUMNS = 16
     """A level of each column."""
+    LINES = 64
+    """With CODEBOOK one book for each row, alone one for each column."""
     SIGNS = 32
     """Symbols have a table for each context of signs."""
     STORED = 128
@@ -33,6 +35,7 @@ class Form(Flag):
         >>> (Form.SPARSE | Form.CODEBOOK).words
         'sparse, codebook'
         """
-        shown = (Form.STORED, Form.SPARSE, Form.CODEBOOK)
-        names = [str(flag.name).lower() for flag in shown if flag in self]
+        names = [str(flag.name).lower() for flag in (Form.STORED, Form.SPARSE) if flag in self]
+        if self & (Form.CODEBOOK | Form.LINES):
+            names.append("codebooks" if Form.LINES in self else "codebook")
         return ", ".join(names) or "planes"

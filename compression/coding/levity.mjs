@@ -6,7 +6,7 @@
 //     tensors.get("conv1.weight")  // { dtype, dims, data }: data is a typed array, or bytes for types that have none
 
 const TOTAL = 1 << 14, NO_ONES = 255, SMALLEST = 64, CLASSES = 27;
-const SPARSE = 1, TRANSPOSED = 2, CODEBOOK = 4, ROWS = 8, COLUMNS = 16, SIGNS = 32, STORED = 128;
+const SPARSE = 1, TRANSPOSED = 2, CODEBOOK = 4, ROWS = 8, COLUMNS = 16, SIGNS = 32, LINES = 64, STORED = 128;
 const EIGHTHS = [16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842];
 const ADD = (sum, value) => sum + value;
 // By number of `TensorProto.DataType`: name, typed array, bytes of an element, bits of a float's mantissa, signed.
@@ -272,7 +272,10 @@ function readTensor(reader, hole, tables, coder) {
   const form = reader.byte(), has = (flag) => (form & flag) !== 0, out = new Uint8Array(hole.size);
   if (form === STORED) return out.set(reader.take(hole.size)), out;
   const table = (index) => tables[index] ?? reader.fail(`table ${index} does not exist`);
-  const codebook = has(CODEBOOK) && reader.take((reader.byte() + 1) * width).slice();
+  const lines = !has(LINES) ? 1 : has(CODEBOOK) ? rows : columns, books = has(CODEBOOK | LINES), starts = [0];
+  if (books) for (const size of reader.take(lines)) starts.push(starts[starts.length - 1] + size + 1);
+  const codebook = books && reader.take(starts[lines] * width).slice();
+  const line = (element) => (!has(LINES) ? 0 : has(CODEBOOK) ? Math.floor(element / columns) : element % columns);
   const [height, turns] = has(TRANSPOSED) ? [columns, rows] : [rows, columns];
   const sideTables = () => [ROWS, COLUMNS].filter(has).map(() => reader.varint());
   let side = [], zero, lag = 0, steps = [], bias = 0, contexts = [], coded = count, signCounts = [];
@@ -331,14 +334,17 @@ function readTensor(reader, hole, tables, coder) {
   if (reader.at !== reader.bytes.length) reader.fail("bytes too many");
   const put = (element, source) => { // the bytes of one element
     if (codebook) {
-      if (parts[0][source] * width >= codebook.length) reader.fail("a symbol that the codebook does not have");
-      for (let b = 0; b < width; b++) out[element * width + b] = codebook[parts[0][source] * width + b];
+      look(element, parts[0][source]);
     } else unfold(out, element * width, width, mantissa, signed, (plane) => parts[plane][source]);
   };
+  const look = (element, symbol) => {
+    const own = line(element), at = starts[own] + symbol;
+    if (at >= starts[own + 1]) reader.fail("a symbol that the codebook does not have");
+    for (let b = 0; b < width; b++) out[element * width + b] = codebook[at * width + b];
+  };
   if (!has(SPARSE)) { for (let i = 0; i < count; i++) put(i, i); return out; }
-  const rest = codebook ? codebook.subarray(zero[0] * width, (zero[0] + 1) * width)
-    : width === 1 && signed ? Uint8Array.of(zero[0] ^ 128) : zero;
-  for (let i = 0; i < count; i++) out.set(rest, i * width);
+  const rest = width === 1 && signed ? Uint8Array.of(zero[0] ^ 128) : zero;
+  for (let i = 0; i < count; i++) codebook ? look(i, zero[0]) : out.set(rest, i * width);
   readPlaces({ reader, height, turns, lag, steps, bias, contexts, gaps, rowLevel, columnLevel, signCounts, coded },
     (source) => parts[0][source] > zero[0],
     (i, j, source) => put(has(TRANSPOSED) ? j * columns + i : i * columns + j, source));

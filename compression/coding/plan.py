@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from compression.coding import elements, scales, sparse
+from compression.coding import books, elements, scales, sparse
 from compression.coding.cost import entropy_bits, table_bits
 from compression.coding.splice import Hole
 
@@ -53,7 +53,7 @@ class Plan:
         layout: Of its elements.
         rows, columns: Of its matrix.
         planes: What is left to code: one of symbols, or one for each byte of an element.
-        codebook: (values,) stored numbers that symbols stand for, or None.
+        books: Stored numbers that symbols stand for, or None.
         levels: Contexts of places, for the sparse form.
         gaps: For each context.
         transposed: The sparse form goes along rows instead of columns.
@@ -66,7 +66,7 @@ class Plan:
     rows: int
     columns: int
     planes: list[Plane] = field(default_factory=list)
-    codebook: Array | None = None
+    books: books.Books | None = None
     levels: sparse.Levels | None = None
     gaps: list[sparse.Gaps] = field(default_factory=list)
     transposed: bool = False
@@ -78,17 +78,13 @@ def make_plan(hole: Hole, data: memoryview) -> Plan:
     layout = elements.layout_of(hole.data_type, hole.size)
     values = elements.numbers(data, layout)
     rows, columns = elements.matrix_shape(hole.dims, len(values))
-    codebook = None
-    folded = elements.fold(values, layout)
-    if layout.width > 1:
-        known = elements.few_values(values)
-        if known is not None and _codebook_pays(len(known), len(values), layout):
-            order = np.argsort(elements.in_order(known, layout), kind="stable")
-            codebook = known[order]
-            symbol_of = np.empty(len(known), np.uint8)
-            symbol_of[order] = np.arange(len(known))
-            folded = symbol_of[np.searchsorted(known, values)]
-    plan = Plan(hole, data, layout, rows, columns, codebook=codebook)
+    plan = Plan(hole, data, layout, rows, columns)
+    found = books.find(values.reshape(rows, columns), layout) if layout.width > 1 else None
+    if found is None:
+        folded = elements.fold(values, layout)
+    else:
+        plan.books, symbols = found
+        folded = symbols.reshape(-1)
     common = _common(folded)
     if common is not None and _make_sparse(plan, folded, common):
         return plan
@@ -96,10 +92,6 @@ def make_plan(hole: Hole, data: memoryview) -> Plan:
     if layout.width == 1:
         plan.planes[0].classes = scales.fit(folded.reshape(rows, columns))
     return plan
-
-
-def _codebook_pays(distinct: int, count: int, layout: elements.Layout) -> bool:
-    return distinct * layout.width * 2 < count * (layout.width - 1) or distinct == 1
 
 
 def _common(folded: Array) -> int | None:
@@ -112,7 +104,7 @@ def _common(folded: Array) -> int | None:
 
 
 def _planes(plan: Plan, folded: Array) -> list[Plane]:
-    if plan.codebook is not None:
+    if plan.books is not None:
         return [_plane(folded, "codebook")]
     kind = f"{plan.layout}"
     return [_plane(part, f"{kind} {index}") for index, part in enumerate(elements.planes(folded, plan.layout))]
@@ -124,7 +116,7 @@ def _plane(symbols: Array, kind: str) -> Plane:
 
 def _make_sparse(plan: Plan, folded: Array, common: int) -> bool:
     """Store places and what is there, where that is smaller."""
-    one_plane = plan.codebook is not None or plan.layout.width == 1
+    one_plane = plan.books is not None or plan.layout.width == 1
     matrix = folded.reshape(plan.rows, plan.columns)
     places = np.ascontiguousarray(common != matrix.T)
     best = _cheapest(places)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from compression.coding import elements, scales, sparse
 from compression.coding.bits import ByteReader
+from compression.coding.books import Books
 from compression.coding.coders import Coder, Tables
 from compression.coding.forms import CODED, CONSTANT, RAW, Form
 from compression.coding.rans import Coded
@@ -19,7 +20,7 @@ from compression.coding.tables import NO_ONES
 Array = npt.NDArray[Any]
 
 _MAX_GAP_PARAMETER = 160
-_KNOWN = Form.SPARSE | Form.TRANSPOSED | Form.CODEBOOK | Form.ROWS | Form.COLUMNS | Form.SIGNS
+_KNOWN = Form.SPARSE | Form.TRANSPOSED | Form.CODEBOOK | Form.ROWS | Form.COLUMNS | Form.SIGNS | Form.LINES
 
 
 def read(holes: Sequence[Hole], readers: Sequence[ByteReader], tables: Tables, coder: Coder) -> list[bytes]:
@@ -66,7 +67,7 @@ class _Stream:
         self._contexts: list[_Context] = []
         self._planes: list[_Plane] = []
         self._sign_counts: list[int] = []
-        self._codebook: Array | None = None
+        self._books: Books | None = None
         self._bias = 0
         # As the form sees the matrix: what it goes over in one turn, and how many turns it takes.
         self._height, self._turns = self._rows, self._columns
@@ -75,12 +76,9 @@ class _Stream:
             return
         if number != self._form.value:
             raise reader.damage(f"a tensor of the unknown form {number}")
-        one_plane = self._layout.width == 1
-        if Form.CODEBOOK in self._form:
-            one_plane = True
-            self._codebook = elements.numbers(
-                bytes(reader.take((reader.byte() + 1) * self._layout.width)), self._layout
-            )
+        if self._form & (Form.CODEBOOK | Form.LINES):
+            self._books = self._read_books()
+        one_plane = self._layout.width == 1 or self._books is not None
         if Form.SPARSE in self._form:
             if Form.TRANSPOSED in self._form:
                 self._height, self._turns = self._turns, self._height
@@ -180,6 +178,13 @@ class _Stream:
                 raise reader.damage("signs of another number of weights")
         return total
 
+    def _read_books(self) -> Books:
+        axis = None if Form.LINES not in self._form else 0 if Form.CODEBOOK in self._form else 1
+        count = {None: 1, 0: self._rows, 1: self._columns}[axis]
+        sizes = np.frombuffer(self._reader.take(count), np.uint8).astype(np.int64) + 1
+        values = elements.numbers(bytes(self._reader.take(int(sizes.sum()) * self._layout.width)), self._layout)
+        return Books(values, sizes, axis)
+
     def _read_side_tables(self) -> None:
         self._side_tables = [self._read_table(1) for flag in (Form.ROWS, Form.COLUMNS) if flag in self._form]
 
@@ -253,11 +258,12 @@ class _Stream:
     # Values
 
     def _values(self, parts: list[Array]) -> Array:
-        if self._codebook is None:
+        if self._books is None:
             return elements.unfold(elements.joined(parts, self._layout), self._layout)
-        if int(parts[0].max(initial=0)) >= len(self._codebook):
+        found = self._books.look_up(parts[0].reshape(self._rows, self._columns))
+        if found is None:
             raise self._reader.damage("a symbol that the codebook does not have")
-        return self._codebook.take(parts[0])
+        return found
 
     def _sparse(self, gaps: list[Array], parts: list[Array]) -> bytes:
         lag, increments, bias, contexts = self._levels_read
@@ -270,12 +276,8 @@ class _Stream:
             mask = places.read()
         if mask is None or int(np.count_nonzero(mask)) != self._coded or len(parts[0]) != self._coded:
             raise self._reader.damage("places that do not fit the tensor")
-        if self._codebook is not None:
-            zero = self._values([np.array([self._zero], np.uint8)])
-        elif self._layout.width == 1:
-            zero = elements.unfold(np.array([self._zero], np.uint8), self._layout)
-        else:
-            zero = np.array([self._zero], f"<u{self._layout.width}")
-        oriented = np.full(mask.shape, zero[0], zero.dtype)
-        oriented[mask] = self._values(parts)
-        return (oriented if Form.TRANSPOSED in self._form else np.ascontiguousarray(oriented.T)).tobytes()
+        symbols = len(parts) == 1
+        oriented = np.full(mask.shape, self._zero, np.uint8 if symbols else f"<u{self._layout.width}")
+        oriented[mask] = parts[0] if symbols else self._values(parts)
+        matrix = oriented if Form.TRANSPOSED in self._form else np.ascontiguousarray(oriented.T)
+        return (self._values([matrix]) if symbols else matrix).tobytes()

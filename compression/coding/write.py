@@ -20,6 +20,7 @@ from compression.coding.tables import NO_ONES, gap_parameter
 
 Array = npt.NDArray[Any]
 
+_BOOKS = {None: Form.CODEBOOK, 0: Form.CODEBOOK | Form.LINES, 1: Form.LINES}
 _SCALED = "scaled"
 _LEVELS = "levels"
 # A stream that is coded costs its lengths and the end of its lane.
@@ -191,11 +192,10 @@ class _Draft:
         form = Form(0)
         head = bytearray()
         low_bits = b""
-        if plan.codebook is not None:
-            form |= Form.CODEBOOK
-            head.append(len(plan.codebook) - 1)
-            head += plan.codebook.tobytes()
-            self.codebook_bits = 8 * plan.codebook.nbytes
+        if plan.books is not None:
+            form |= _BOOKS[plan.books.axis]
+            head += bytes((plan.books.sizes - 1).tolist()) + plan.books.values.tobytes()
+            self.codebook_bits = 8 * plan.books.values.nbytes
         if plan.levels is not None:
             form |= Form.SPARSE
             if plan.transposed:
@@ -220,7 +220,7 @@ class _Draft:
     def _levels(self, levels: sparse.Levels, head: bytearray) -> Form:
         form = Form(0)
         plan = self.plan
-        width = 1 if plan.codebook is not None else plan.layout.width
+        width = 1 if plan.books is not None else plan.layout.width
         head += plan.zero.to_bytes(width, "little")
         head += varint(levels.lag)
         if levels.lag:

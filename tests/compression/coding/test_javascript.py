@@ -47,11 +47,14 @@ def run(folder, paths):
 def test_same_bytes_names_and_shapes(tmp_path):
     rng = np.random.default_rng(0)
     cnn = models.cnn()
+    books = rng.standard_normal((30, 12)).astype(np.float32)
+    shared = np.take_along_axis(books, rng.integers(0, 12, (30, 200)), 1)
     cases = {
         "types": files.every_type(rng),
         "near": files.arrays_file(w=files.receptive(rng), t=np.ascontiguousarray(files.receptive(rng).T)),
         "sparse": files.arrays_file(a=files.pruned(rng, (60, 80), 0.03, 7), b=files.pruned(rng, (60, 80), 0.03, None)),
         "scaled": files.arrays_file(w=np.rint(rng.laplace(0, 9, (64, 90)) * rng.random((64, 1))).astype(np.int8)),
+        "rows": files.arrays_file(w=shared, t=np.ascontiguousarray(shared.T), s=np.where(shared > 0.2, shared, 0)),
         "cnn": cnn.SerializeToString(),
     }
     expected = {}

@@ -45,6 +45,23 @@ def test_sparse_weights(coder, density, clusters):
 
 
 @pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("zeros", [0.0, 0.7])
+def test_values_shared_by_rows_or_columns(coder, zeros):
+    rng = np.random.default_rng(4)
+    books = rng.standard_normal((40, 16)).astype(np.float32)
+    weights = np.take_along_axis(books, rng.integers(0, 16, (40, 300)), 1)
+    weights[rng.random(weights.shape) < zeros] = 0
+    weights[7] = books[7, 0]  # a row without zeros, and with one value
+    for oriented in (weights, np.ascontiguousarray(weights.T)):
+        model = files.arrays_file(w=oriented)
+        encoded = encode(model, coder=coder)
+        assert "codebooks" in encoded.streams[0].form
+        assert decode(encoded.data) == model
+        # Four bits for the number of a value, a table of 16 values of 32 bits for each row.
+        assert 8 * encoded.streams[0].coded_bytes < 4.2 * weights.size + 40 * 17 * 33
+
+
+@pytest.mark.parametrize("coder", CODERS)
 def test_neighbours_and_signs_are_contexts(coder):
     weights = files.receptive(np.random.default_rng(5))
     for oriented in (weights, np.ascontiguousarray(weights.T)):
