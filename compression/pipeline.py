@@ -170,11 +170,11 @@ def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:
 
 
 def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
-    """The original as it was uploaded, or decoded, or joined with its external data: one file to run and weigh."""
+    """The original as it was uploaded, or decoded, or joined with its external data where one file can hold both."""
     if not loaded.external_files and not is_levity(model):
         return model
     path = context.workdir / "original.onnx"
-    publishing.write_model(path, loaded.model)
+    publishing.write_any_size(path, loaded.model)
     return path
 
 

@@ -17,6 +17,7 @@ from compression.errors import StepFailed
 from compression.graph.architectures.companion import Companion
 from compression.graph.load import FLOAT_TYPES
 from compression.graph.parameters import auxiliary
+from compression.graph.skeleton import LARGEST_MESSAGE, is_small, weight_bytes, without_weights
 from compression.result import ArtifactFile
 
 MODEL = "model.onnx"
@@ -40,10 +41,38 @@ def serialized(model: onnx.ModelProto) -> bytes:
         StepFailed: `model_too_large` from 2 GiB on, where protobuf ends.
     """
     try:
+        if weight_bytes(model) > LARGEST_MESSAGE:
+            raise EncodeError  # noqa: TRY301 - before gigabytes are serialized in vain
         data: bytes = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):
         raise StepFailed("model_too_large", "The result exceeds the 2 GiB that an ONNX file can hold.") from None
     return data
+
+
+def write_any_size(path: Path, model: onnx.ModelProto) -> None:
+    """Like `write_model`, but what exceeds one file has its weights in a second one beside it (see `data_file`)."""
+    if weight_bytes(model) <= LARGEST_MESSAGE:
+        write_model(path, model)
+        return
+    graph, data = without_weights(model), data_file(path)
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if is_small(tensor):
+                graph.graph.initializer.append(tensor)
+                continue
+            values = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+            outside = graph.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            outside.data_location = onnx.TensorProto.EXTERNAL
+            place = {"location": data.name, "offset": str(file.tell()), "length": str(len(values))}
+            for key, value in place.items():
+                outside.external_data.add(key=key, value=value)
+            file.write(values)
+    write_model(path, graph)
+
+
+def data_file(path: Path) -> Path:
+    """Where `write_any_size` puts the weights of a model that exceeds one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 class SavedWeights(NamedTuple):

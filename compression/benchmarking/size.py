@@ -8,6 +8,7 @@ from pathlib import Path
 from compression.coding.coders import CoderName
 from compression.coding.encode import encode
 from compression.context import Context
+from compression.publishing import data_file
 from compression.result import Metric
 from compression.signature import ModelSummary
 
@@ -28,9 +29,14 @@ def gzip_size(path: Path, level: int, context: Context) -> int:
     return total + len(packer.flush())
 
 
+def model_bytes(path: Path) -> int:
+    """Bytes of a model's file, and of the one beside it where it exceeds one."""
+    return sum(part.stat().st_size for part in _parts(path))
+
+
 def gzip_level(original: Path, compressed: Path) -> int:
     """The level for both files: 9, or 6 where one is above 64 MB."""
-    return 9 if max(original.stat().st_size, compressed.stat().st_size) <= _LEVEL_9_UP_TO else 6
+    return 9 if max(model_bytes(original), model_bytes(compressed)) <= _LEVEL_9_UP_TO else 6
 
 
 def size_metrics(
@@ -39,12 +45,12 @@ def size_metrics(
     """Sizes of the two files and counts from their summaries, and notes on them."""
     level = gzip_level(original, compressed)
     metrics = [
-        _smaller("file_bytes", "bytes", original.stat().st_size, compressed.stat().st_size),
+        _smaller("file_bytes", "bytes", model_bytes(original), model_bytes(compressed)),
         _smaller(
             "gzip_bytes",
             "bytes",
-            gzip_size(original, level, context),
-            gzip_size(compressed, level, context),
+            sum(gzip_size(part, level, context) for part in _parts(original)),
+            sum(gzip_size(part, level, context) for part in _parts(compressed)),
         ),
         _smaller("parameters", "count", before.parameters, after.parameters),
         _smaller("nonzero_parameters", "count", before.nonzero_parameters, after.nonzero_parameters),
@@ -52,8 +58,8 @@ def size_metrics(
     if after.macs is not None:
         metrics.append(_smaller("macs", "count", before.macs, after.macs))
     notes = []
-    if compressed.stat().st_size > original.stat().st_size:
-        grown = compressed.stat().st_size / original.stat().st_size - 1
+    if model_bytes(compressed) > model_bytes(original):
+        grown = model_bytes(compressed) / model_bytes(original) - 1
         notes.append(f"The file grew by {grown:.1%}: what the steps added weighs more than what they saved.")
     if level != 9:
         notes.append(f"Sizes after gzip are those of level {level}, because a file is larger than 64 MB.")
@@ -61,11 +67,20 @@ def size_metrics(
 
 
 def coded_metric(original: Path, coded: Path, coder: CoderName, context: Context) -> tuple[Metric, str]:
-    """Bytes of the coded result beside those of the original coded likewise, and a note on the two files themselves."""
-    before = len(encode(original.read_bytes(), coder=coder, between=context.check_cancelled).data)
-    upload, after = original.stat().st_size, coded.stat().st_size
+    """Bytes of the coded result beside those of the original coded likewise, and a note on the two files themselves.
+
+    An original that exceeds one file is not coded.
+    """
+    before = None
+    if not data_file(original).exists():
+        before = len(encode(original.read_bytes(), coder=coder, between=context.check_cancelled).data)
+    upload, after = model_bytes(original), coded.stat().st_size
     note = f"{coded.name} has {after:,} bytes, the original {upload:,}: {size_verdict(upload / after)}."
     return _smaller("coded_bytes", "bytes", before, after), note
+
+
+def _parts(path: Path) -> list[Path]:
+    return [part for part in (path, data_file(path)) if part.exists()]
 
 
 def _smaller(name: str, unit: str, before: int | None, after: int) -> Metric:

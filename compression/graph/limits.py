@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compression.graph.skeleton import LARGEST_MESSAGE
+
 # Domains whose operators ONNX Runtime itself implements. Others need custom libraries, which are code.
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
@@ -13,7 +15,8 @@ class Limits:
     """Caps on an uploaded model.
 
     Attributes:
-        max_bytes: Bytes of the graph and all its external data together. A protobuf message ends at 2 GiB.
+        max_bytes: Bytes of one file that holds a model. A protobuf message ends at 2 GiB.
+        max_total_bytes: Bytes of the graph and all its external data together.
         max_nodes: Nodes, those of subgraphs and of expanded functions included.
         max_initializers: Stored tensors, those of subgraphs included.
         max_depth: Levels of subgraphs inside subgraphs.
@@ -21,7 +24,8 @@ class Limits:
         max_activation_bytes: Bytes of one intermediate tensor whose shape the graph fixes.
     """
 
-    max_bytes: int = 2**31 - 2**20
+    max_bytes: int = LARGEST_MESSAGE
+    max_total_bytes: int = 2**32
     max_nodes: int = 200_000
     max_initializers: int = 200_000
     max_depth: int = 8

@@ -15,6 +15,7 @@ from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
 from compression.graph.architectures.formats import LEVITY_MAGIC, holds_weights
 from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, Limits
+from compression.graph.skeleton import LARGEST_MESSAGE, weight_bytes, with_weights_as_inputs
 from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, stored_bytes
 from compression.graph.wire import CutShort, NotWireFormat, outline
 
@@ -133,8 +134,10 @@ def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: 
         if is_external(tensor):
             external.region(tensor)
             total += stored_bytes(tensor)
-        if total > limits.max_bytes:
-            raise ModelRejected("model_too_large", f"The model and its data have more than {limits.max_bytes} bytes.")
+        if total > limits.max_total_bytes:
+            raise ModelRejected(
+                "model_too_large", f"The model and its data have more than {limits.max_total_bytes} bytes."
+            )
 
 
 def _check_domains(model: onnx.ModelProto) -> None:
@@ -203,7 +206,9 @@ def _constant_weight(node: onnx.NodeProto) -> onnx.TensorProto | None:
 def _check_meaning(model: onnx.ModelProto, limits: Limits) -> None:
     """The specification's own checks, and the sizes of what the graph computes."""
     try:
-        onnx.checker.check_model(model)
+        fits = weight_bytes(model) <= LARGEST_MESSAGE
+        # What tensors declare is checked already (`check_declared`), so the checker misses nothing.
+        onnx.checker.check_model(model if fits else with_weights_as_inputs(model))
         inferred = shapes.infer(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelRejected("invalid_model", f"The ONNX checker refuses the model: {_short(error)}") from None

@@ -159,6 +159,24 @@ def test_external_data_is_taken_in(tmp_path):
         np.testing.assert_array_equal(value, expected[name])
 
 
+def test_external_data_beyond_one_file(tmp_path, monkeypatch):
+    """With a smaller limit in the place of protobuf's 2 GiB; the checker then sees weights as inputs."""
+    monkeypatch.setattr("compression.graph.load.LARGEST_MESSAGE", 5000)
+    checked, check = [], onnx.checker.check_model
+    monkeypatch.setattr(onnx.checker, "check_model", lambda model: checked.append(model) or check(model))
+    path = models.save_external(models.cnn(), tmp_path / "m.onnx")
+    loaded = load_model(path, limits=Limits(max_bytes=5000))
+    assert {value.name for value in checked[-1].graph.input} == {"x", "conv2.weight", "fc.weight"}
+    assert models.weights_of(loaded).keys() == models.weights_of(models.cnn()).keys()
+    total = path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    assert rejection(path, limits=Limits(max_total_bytes=total - 1)) == "model_too_large"
+    load_model(path, limits=Limits(max_total_bytes=total))
+    wrong = onnx.load(path, load_external_data=False)
+    wrong.graph.node[0].op_type = "Convolution"
+    models.save(wrong, path)
+    assert rejection(path) == "invalid_model"
+
+
 def external(tmp_path, **entries):
     """A model whose first weight names external data by these entries."""
     models.save_external(models.cnn(), tmp_path / "m.onnx")

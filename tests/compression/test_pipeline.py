@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 
-from compression import dispatch, pipeline
+from compression import dispatch, pipeline, publishing
 from compression.clustering.step import cluster
 from compression.context import Context
 from compression.data import DataSource
@@ -21,7 +21,7 @@ from compression.errors import Cancelled, CompressionError, DataRejected, StepFa
 from compression.pipeline import run
 from compression.pruning.step import prune
 from compression.result import PipelineResult
-from compression.spec import BenchmarkSpec, Cluster, PipelineSpec, Prune, QuantizeStatic
+from compression.spec import BenchmarkSpec, Cluster, PipelineSpec, Prune, PruneChannels, QuantizeStatic
 from tests.compression import models
 
 BENCHMARK = BenchmarkSpec(max_seconds=0.05, min_rounds=5, max_rounds=5, threads=1)
@@ -151,6 +151,36 @@ def test_external_data_is_joined(tmp_path, digits):
     result = run(model, spec(Prune(amount=0.5)), context(tmp_path), {"evaluation": digits})
     assert result.model.external_data_bytes == (tmp_path / "weights.bin").stat().st_size
     assert result.compressed.external_data_bytes == 0
+
+
+def test_an_original_beyond_one_file(tmp_path, monkeypatch):
+    """With a smaller limit in the place of protobuf's 2 GiB: the original stays in two files, the result fits one."""
+    monkeypatch.setattr("compression.publishing.LARGEST_MESSAGE", 12_000)
+    original = models.save_external(models.cnn(), tmp_path / "model.onnx")
+    result = run(original, spec(PruneChannels(amount=0.5)), context(tmp_path))
+    assert metric(result, "file_bytes").original > 15_000
+    assert metric(result, "gzip_bytes").original > 10_000
+    assert metric(result, "file_bytes").result < 12_000
+    assert metric(result, "latency_p50").ratio > 0
+    with pytest.raises(StepFailed) as refusal:
+        run(original, spec(Prune(amount=0.5)), context(tmp_path, "kept"))
+    assert refusal.value.code == "model_too_large"
+
+
+def test_a_model_in_two_files_is_the_same_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("compression.publishing.LARGEST_MESSAGE", 5000)
+    model = models.cnn()
+    model.metadata_props.add(key="author", value="tests")
+    model.graph.doc_string = "two convolutions"
+    publishing.write_any_size(tmp_path / "m.onnx", model)
+    assert (tmp_path / "m.onnx.data").stat().st_size == 4 * (16 * 8 * 9 + 10 * 256)
+    joined = onnx.load(tmp_path / "m.onnx")
+    for tensor in joined.graph.initializer:
+        tensor.ClearField("data_location")
+    assert joined == model
+    onnx.checker.check_model(str(tmp_path / "m.onnx"))
+    publishing.write_any_size(tmp_path / "small.onnx", models.mlp(features=4, hidden=4))
+    assert not (tmp_path / "small.onnx.data").exists()
 
 
 @pytest.mark.parametrize("format_", ["fixed", "embedding", "two inputs", "half"])

@@ -302,7 +302,7 @@ class Stopwatch:
 
     def _written(self, name: str, model: onnx.ModelProto) -> Path:
         path = Path(self._folder.name) / f"{name}.onnx"
-        publishing.write_model(path, model)
+        publishing.write_any_size(path, model)
         return path
 
     def _ready(self, path: Path) -> Call:

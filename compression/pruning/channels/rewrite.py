@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compression.graph import walk
+from compression.graph.skeleton import without_weights
 from compression.graph.weights import Array
 from compression.pruning.channels.engine import Engine, attribute
 from compression.pruning.channels.folding import Folding
@@ -38,10 +39,13 @@ class Rewriter:
         self._engine, self._plan, self._removed = engine, plan, removed
         self._masks = plan.kept(removed)
         self._grouped = {layer.node.output[0]: layer for layer in engine.grouped}
-        self._model = _without_weights(engine.model)
+        self._model = without_weights(engine.model)
+        # Weights enter the new graph once, at the end: what a protobuf message lets go is freed with the whole only.
         weights = [self._cut(tensor) for tensor in engine.model.graph.initializer]
-        self._model.graph.initializer.extend(weights)
+        self._weights = weights
         self._folding = Folding(self._model)
+        for tensor in weights:
+            self._folding.put(tensor)
         self._patcher = Patcher(
             self._folding,
             engine.made_by,
@@ -103,10 +107,9 @@ class Rewriter:
         graph.ClearField("node")
         # What nobody used before stays unused; what only served constants that were replaced goes.
         graph.node.extend(n for n in nodes if any(name in still or (name and name not in live) for name in n.output))
-        graph.initializer.extend(self._patcher.new_constants)
         used = still.union(*(node.input for node in graph.node))
-        kept = [tensor for tensor in graph.initializer if tensor.name in used or self._was_unused(tensor.name, live)]
-        graph.ClearField("initializer")
+        weights = [*self._weights, *self._patcher.new_constants]
+        kept = [tensor for tensor in weights if tensor.name in used or self._was_unused(tensor.name, live)]
         graph.initializer.extend(kept)
         stored = {tensor.name: tensor for tensor in kept}
         inputs = [value for value in graph.input if value.name not in self._engine.constants or value.name in stored]
@@ -124,8 +127,18 @@ class Rewriter:
         return name in self._engine.constants and name not in live
 
     def _declare_shapes(self) -> None:
-        for value in self._model.graph.value_info:
-            if value.name in self._plan.along:
+        """Bring declared shapes in line; exporters declare those of stored tensors too."""
+        graph = self._model.graph
+        stored = {tensor.name: tensor for tensor in graph.initializer}
+        present = {name for node in graph.node for name in node.output} | stored.keys()
+        for index in reversed(range(len(graph.value_info))):
+            value = graph.value_info[index]
+            if value.name not in present:
+                del graph.value_info[index]
+            elif value.name in stored:
+                tensor = stored[value.name]
+                value.type.CopyFrom(helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
+            elif value.name in self._plan.along:
                 axis, line = self._plan.along[value.name]
                 axes = value.type.tensor_type.shape.dim
                 if axis < len(axes) and axes[axis].HasField("dim_value"):
@@ -228,13 +241,6 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: int | list[int]) -> N
     kept = [one for one in node.attribute if one.name != name]
     node.ClearField("attribute")
     node.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy.graph.ClearField("initializer")
-    return copy
 
 
 def _live(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> set[str]:

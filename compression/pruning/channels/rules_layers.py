@@ -88,6 +88,8 @@ def matmul(engine: Engine, node: onnx.NodeProto) -> None:
 
 def _matmul_weight(engine: Engine, node: onnx.NodeProto, data: str, axis: int, stored: tuple[str, int, int]) -> None:
     weight, output_axis, input_axis = stored
+    if data in engine.constants:
+        engine.freeze(data)  # a table that a layer works on, such as positions: nothing in it is a channel
     rank = len(engine.shape(data))
     labels = engine.labels(data)
     others = [other for other in label_arrays.varying(labels) if other != axis % rank]

@@ -135,6 +135,16 @@ def gather(engine: Engine, node: onnx.NodeProto) -> None:
     engine.set(node.output[0], label_arrays.compress(labels.take(index % shape[axis], axis)))
 
 
+def gather_nd(engine: Engine, node: onnx.NodeProto) -> None:
+    """Whole slices at places in the leading axes; channels lie along the axes of the slices."""
+    data, places = node.input
+    if attribute(node, "batch_dims", 0) != 0:
+        raise Unknown
+    *picked, depth = engine.shape(places)
+    labels = label_arrays.unify(engine.ids, engine.labels(data), range(depth))
+    engine.set(node.output[0], labels.reshape([1] * len(picked) + list(labels.shape[depth:])))
+
+
 def _is_wild(engine: Engine, name: str) -> bool:
     return name in engine.constants
 
@@ -224,6 +234,7 @@ _ALONE: dict[str, Rule] = {
     "Split": split,
     "Slice": slice_,
     "Gather": gather,
+    "GatherND": gather_nd,
     "Expand": expand,
     "ConstantOfShape": filled,
     "Resize": resize,

@@ -75,6 +75,6 @@ def joined(model: onnx.ModelProto, first_names: dict[str, str]) -> None:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
     for things in (model.graph.initializer, model.graph.input):
-        kept = [thing for thing in things if renamed.get(thing.name, thing.name) == thing.name]
-        del things[:]
-        things.extend(kept)
+        for index in reversed(range(len(things))):
+            if renamed.get(things[index].name, things[index].name) != things[index].name:
+                del things[index]

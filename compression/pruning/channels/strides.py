@@ -69,6 +69,7 @@ def _drop_unused(model: onnx.ModelProto, used_before: set[str]) -> None:
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
     model.graph.ClearField("node")
     model.graph.node.extend(nodes)
-    stored = [tensor for tensor in model.graph.initializer if tensor.name in used or tensor.name not in used_before]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(stored)
+    for index in reversed(range(len(model.graph.initializer))):
+        name = model.graph.initializer[index].name
+        if name not in used and name in used_before:
+            del model.graph.initializer[index]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from onnx import helper
 from torch import nn
 
 from compression.pruning.channels import step
@@ -77,6 +79,37 @@ def test_heads_go_as_a_whole():
 def test_windows_with_relative_positions():
     model = networks.export(networks.Swin(), 3, 32, 32)
     assert_exact(model, amount=0.5, include=("*attn/MatMul", "*mlp.0/MatMul"))
+
+
+def test_rows_of_a_computed_table():
+    """A layer over a table of positions, whose rows are picked: as the second Swin biases its heads."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "table": models.weight(rng, 9, 3),
+        "w": models.weight(rng, 3, 8),
+        "v": models.weight(rng, 4, 8),
+        "head": models.weight(rng, 8, 3),
+        "places": np.array([[3], [0], [8], [3], [5]], np.int64),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["table", "w"], ["t"], "positions"),
+        helper.make_node("GatherND", ["t", "places"], ["p"], "pick"),
+        helper.make_node("MatMul", ["x", "v"], ["f"], "features"),
+        helper.make_node("Add", ["f", "p"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("MatMul", ["r", "head"], ["y"], "last"),
+    ]
+    model = models.make_model(nodes, [models.value("x", ["b", 5, 4])], [models.value("y", ["b", 5, 3])], weights)
+    # Exporters declare shapes of stored tensors too, and of values that are computed.
+    declared = [models.value("w", [3, 8]), models.value("t", [9, 8]), models.value("p", [5, 8])]
+    model.graph.value_info.extend(declared)
+    pruned = assert_exact(model, amount=0.5)
+    assert [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in pruned.graph.value_info] == [
+        [3, 4],
+        [9, 4],
+        [5, 4],
+    ]
+    assert {name: shapes(pruned)[name] for name in ("w", "v", "head")} == {"w": (3, 4), "v": (4, 4), "head": (4, 3)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""Models without their weights: copies that take no memory, whatever the model weighs."""
+
+from __future__ import annotations
+
+import onnx
+from google.protobuf.message import Message
+
+# A protobuf message ends at 2 GiB; a little is left for the graph itself.
+LARGEST_MESSAGE = 2**31 - 2**20
+# Shape inference and runtimes want the values of small tensors (axes, targets of Reshape) at hand.
+_SMALL = 1024
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the initializers, without counting the model as a whole, which protobuf refuses above 2 GiB."""
+    return sum(tensor.ByteSize() for tensor in model.graph.initializer)
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without initializers."""
+    copy = onnx.ModelProto()
+    _copy_fields(model, copy, but="graph")
+    _copy_fields(model.graph, copy.graph, but="initializer")
+    return copy
+
+
+def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers are inputs of the same name, type and shape."""
+    copy = without_weights(model)
+    present = {value.name for value in copy.graph.input}
+    for tensor in model.graph.initializer:
+        if is_small(tensor):
+            copy.graph.initializer.append(tensor)
+        elif tensor.name not in present:
+            copy.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    return copy
+
+
+def is_small(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor stays in the graph where weights are kept beside it."""
+    return bool(tensor.ByteSize() <= _SMALL)
+
+
+def _copy_fields(source: Message, copy: Message, *, but: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        present = getattr(copy, field.name)
+        if hasattr(present, "extend"):
+            present.extend(value)
+        elif isinstance(value, Message):
+            present.CopyFrom(value)
+        else:
+            setattr(copy, field.name, value)
