@@ -148,7 +148,7 @@ def test_a_real_measurement_and_its_repetition_by_amount(tmp_path, monkeypatch):
     assert latency["ratio"] <= 0.95
     assert (latency["target"], latency["batch_size"], latency["threads"]) == (0.95, 1, 1)
     chosen = [one for one in latency["candidates"] if one["amount"] == details["amount"]]
-    assert [(one["ratio"], one["interval"]) for one in chosen] == [(latency["ratio"], latency["interval"])]
+    assert (latency["ratio"], latency["interval"]) in [(one["ratio"], one["interval"]) for one in chosen]
     assert all(one["rounds"] >= 8 for one in latency["candidates"])
     assert all(group["channels"] % 8 == 0 for group in details["groups"])
     again, _ = prune(model, tmp_path, amount=details["amount"], round_to=8)
