@@ -15,9 +15,10 @@ from safetensors.numpy import save_file
 
 from compression.errors import StepFailed
 from compression.graph.architectures.companion import Companion
+from compression.graph.limits import LARGEST_MESSAGE
 from compression.graph.load import FLOAT_TYPES
 from compression.graph.parameters import auxiliary
-from compression.graph.skeleton import LARGEST_MESSAGE, is_small, weight_bytes, without_weights
+from compression.graph.skeleton import is_small, weight_bytes, without_weights
 from compression.result import ArtifactFile
 
 MODEL = "model.onnx"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.graph.skeleton import LARGEST_MESSAGE
-
+# A protobuf message ends at 2 GiB; a little is left for the graph itself.
+LARGEST_MESSAGE = 2**31 - 2**20
 # Domains whose operators ONNX Runtime itself implements. Others need custom libraries, which are code.
 ALLOWED_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 

@@ -14,8 +14,8 @@ from compression.coding.decode import decode
 from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
 from compression.graph.architectures.formats import LEVITY_MAGIC, holds_weights
-from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, Limits
-from compression.graph.skeleton import LARGEST_MESSAGE, weight_bytes, with_weights_as_inputs
+from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, LARGEST_MESSAGE, Limits
+from compression.graph.skeleton import weight_bytes, with_weights_as_inputs
 from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, stored_bytes
 from compression.graph.wire import CutShort, NotWireFormat, outline
 

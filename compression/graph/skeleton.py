@@ -5,8 +5,6 @@ from __future__ import annotations
 import onnx
 from google.protobuf.message import Message
 
-# A protobuf message ends at 2 GiB; a little is left for the graph itself.
-LARGEST_MESSAGE = 2**31 - 2**20
 # Shape inference and runtimes want the values of small tensors (axes, targets of Reshape) at hand.
 _SMALL = 1024
 
