@@ -110,7 +110,11 @@ def test_runs_as_it_was_trained(weight_bits, activation_bits, ranges, digits, tm
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 4), (2, 4)])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_onnx_runtime_gives_what_the_module_gives(weight_bits, activation_bits, per_channel, digits, tmp_path):
-    """Measured on the 450 held-out digits, 4,500 logits: none is further away than one step of the output's grid."""
+    """Measured on the 450 held-out digits, 4,500 logits, in steps of the output's grid.
+
+    The runtime adds whole numbers, the module floats in an order that its kernels choose: a sum halfway between two
+    steps can be rounded either way, and one step of 16 inside is worth more than one of the 256 of a logit.
+    """
     model = digits_model()
     spec = quick(weight_bits=weight_bits, activation_bits=activation_bits, per_channel=per_channel)
     context = Context(workdir=tmp_path, threads=1)
@@ -120,7 +124,8 @@ def test_onnx_runtime_gives_what_the_module_gives(weight_bits, activation_bits, 
     expected, found = in_module(fake, image=images), outputs(exported, image=images)
     quantum = float(stored(exported)["logits_scale"])
     difference = np.abs(expected - found) / quantum
-    assert difference.max() < 1.01
+    assert difference.max() < (1.01 if activation_bits == 8 else 2.01)
+    assert (difference < 1.01).mean() > 0.999
     assert (difference < 0.01).mean() > 0.99
     assert np.abs(expected).max() > 20 * quantum
 
