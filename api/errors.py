@@ -50,6 +50,7 @@ STATUS: dict[str, HTTPStatus] = {
     "invalid_request": HTTPStatus.UNPROCESSABLE_ENTITY,
     "calibration_data_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
     "training_data_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "provider_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
     "student_missing": HTTPStatus.UNPROCESSABLE_ENTITY,
     "student_not_used": HTTPStatus.UNPROCESSABLE_ENTITY,
     "dataset_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -6,7 +6,7 @@ All hooks are no-ops by default, so the library runs the same from a notebook, i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,14 @@ class Context:
     progress: Progress = field(default=_ignore_progress)
     is_cancelled: Callable[[], bool] = field(default=_never_cancelled)
     step_cache: StepCache | None = None
+
+    def within(self, start: float, end: float) -> Context:
+        """The same surroundings for a part of the run, whose progress from 0 to 1 is a share of the whole."""
+
+        def progress(phase: str, fraction: float, message: str = "") -> None:
+            self.progress(phase, start + (end - start) * min(max(fraction, 0.0), 1.0), message)
+
+        return replace(self, progress=progress)
 
     def check_cancelled(self) -> None:
         """Raise `Cancelled` when the caller asked to stop."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import time
@@ -15,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compression import publishing
+from compression import providers, publishing
 from compression._spec_base import DataRole
 from compression.benchmarking.machine import machine_facts
 from compression.benchmarking.measure import measure
@@ -87,6 +86,7 @@ def run(
     started = time.perf_counter()
     sources = dict(data or {})
     _check_roles(spec, sources)
+    providers.choose(spec.benchmark.provider, context.device)  # better missed now than after the steps
     problem = spec.student_problem(given=student is not None)
     if problem is not None:
         raise ModelRejected(*problem)
@@ -178,15 +178,6 @@ def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
     return path
 
 
-def _within(context: Context, start: float, end: float) -> Context:
-    """The same context for a part of the run, whose progress from 0 to 1 is a share of the whole."""
-
-    def progress(phase: str, fraction: float, message: str = "") -> None:
-        context.progress(phase, start + (end - start) * min(max(fraction, 0.0), 1.0), message)
-
-    return dataclasses.replace(context, progress=progress)
-
-
 class _Done(BaseModel):
     """A finished step as it is kept in the cache."""
 
@@ -201,7 +192,7 @@ def _apply_all(
     model: onnx.ModelProto, subject: _Subject, keys: Sequence[str]
 ) -> tuple[onnx.ModelProto, tuple[StepResult, ...]]:
     """All steps in order, from the last one on that an earlier run has finished."""
-    spec, context = subject.spec, _within(subject.context, _LOADED, _STEPPED)
+    spec, context = subject.spec, subject.context.within(_LOADED, _STEPPED)
     done: list[_Done] = []
     cache = context.step_cache
     if cache is not None:
@@ -209,7 +200,7 @@ def _apply_all(
     cached = len(done)
     for index, step in enumerate(spec.steps[cached:], start=cached):
         context.check_cancelled()
-        part = _within(context, index / len(spec.steps), (index + 1) / len(spec.steps))
+        part = context.within(index / len(spec.steps), (index + 1) / len(spec.steps))
         part.progress(_PHASES[step.type], 0.0)
         begun = time.perf_counter()
         model, details = apply(step, model, part, subject.material(keys[index]))
@@ -294,7 +285,7 @@ def _measure(  # noqa: PLR0917 - private, and always all of them
     """What the result weighs and does beside the original, with the files that hold it."""
     spec, context = subject.spec, subject.context
     compressed = summarize(result_model, written.stat().st_size, 0)
-    within = _within(context, _VERIFIED, _MEASURED)
+    within = context.within(_VERIFIED, _MEASURED)
     within.progress("benchmarking", 0.0)
     context.check_cancelled()
     evaluation = subject.feeds.get("evaluation")

@@ -18,13 +18,14 @@ class Metric(_Record):
 
     name: str
     """Stable identifier. Size: `file_bytes`, `gzip_bytes`, `coded_bytes`, `parameters`, `nonzero_parameters`, `macs`.
-    Time and memory: `latency_p50`, `latency_p90`, `latency_p99`, `throughput`, `peak_memory_bytes`, `load_seconds`.
-    Against labels or targets: `accuracy`, `accuracy_top5`, `mse`, `mae`, `r2`, `perplexity`, `token_accuracy`,
-    `token_error_rate`, `target_cosine`, `retrieval_at_1`. Result against original: `top1_agreement`,
-    `neighbor_agreement`, `cosine_similarity`, `sqnr`."""
+    Time, memory, energy: `latency_p50`, `latency_p90`, `latency_p99`, `latency_max`, `deadline_misses`, `throughput`,
+    `real_time_factor`, `peak_memory_bytes`, `steady_memory_bytes`, `load_seconds`, `energy_per_call`. Against labels or
+    targets: `accuracy`, `accuracy_top5`, `mse`, `mae`, `r2`, `perplexity`, `token_accuracy`, `token_error_rate`,
+    `target_cosine`, `retrieval_at_1`. Result against original: `top1_agreement`, `neighbor_agreement`,
+    `cosine_similarity`, `sqnr`."""
     unit: str
-    """`bytes`, `count`, `seconds`, `samples/second`, `fraction`, `dB`, `ratio`; of errors the unit of the output:
-    `output units`, `squared output units`."""
+    """`bytes`, `count`, `seconds`, `samples/second`, `joules`, `fraction`, `dB`, `ratio`, `tokens`; of errors the unit
+    of the output: `output units`, `squared output units`."""
     direction: Literal["lower_is_better", "higher_is_better"]
     original: float | None
     """Value of the original; None for metrics that compare the two."""
@@ -55,6 +56,8 @@ class Metric(_Record):
 class Conditions(_Record):
     """How the calls were timed that latency and throughput are of."""
 
+    provider: str
+    """ONNX Runtime's execution provider: `cpu`, `cuda` or `tensorrt`."""
     threads: int
     """Intra-operator threads of the runtime; 0 where it chose."""
     pinned: bool
@@ -73,11 +76,71 @@ class Conditions(_Record):
     """Standard deviation of the speed-up between loads beyond chance, as a fraction; null with a single load."""
 
 
+class SweepPoint(_Record):
+    """Latency and throughput at one batch size and one number of threads, the two models timed in turns."""
+
+    batch_size: int
+    """Samples in a call."""
+    threads: int
+    """Intra-operator threads; 0 where the runtime chose."""
+    pairs: int
+    """Timed pairs (original, result)."""
+    original_seconds: float
+    """Median of a call."""
+    result_seconds: float
+    original_throughput: float
+    """Samples per second."""
+    result_throughput: float
+    ratio: float
+    """How many times faster the result is: the median over neighbouring calls."""
+    interval: tuple[float, float]
+    """95 % interval of `ratio`."""
+    verdict: str
+
+
+class OperatorTime(_Record):
+    """What all nodes of one operator take."""
+
+    operator: str
+    nodes: int
+    seconds: float
+    """Of one run, the median over runs."""
+    share: float
+    """Of all operators' time, as a fraction."""
+
+
+class NodeTime(_Record):
+    """What one node takes, as the runtime has fused and named it."""
+
+    node: str
+    operator: str
+    seconds: float
+    share: float
+
+
+class Profile(_Record):
+    """Where the time of one model goes, as the runtime's own profiler writes it down, node by node."""
+
+    runs: int
+    seconds: float
+    """All nodes of one run, the median over runs; profiling itself makes a run slower."""
+    operators: tuple[OperatorTime, ...]
+    """The slowest first."""
+    nodes: tuple[NodeTime, ...]
+    """The slowest 20."""
+
+
 class Measured(_Record):
     """What else is known of the measurement."""
 
     conditions: Conditions | None = None
     """Of timing; null where only sizes could be measured."""
+    sweep: tuple[SweepPoint, ...] = ()
+    """A row for each combination of `batch_sizes` and `thread_counts`, where the job names any."""
+    original_profile: Profile | None = None
+    """Of the original, where the job asks for `profile_runs`."""
+    result_profile: Profile | None = None
+    """Of the result, likewise."""
 
 
 class StepResult(_Record):

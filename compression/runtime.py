@@ -1,4 +1,4 @@
-"""Models in ONNX Runtime on the CPU, all under the same conditions."""
+"""Models in ONNX Runtime, all under the same conditions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+
+from compression.providers import RUNTIME_NAMES, Provider
 
 Array = npt.NDArray[Any]
 Outputs = list[Any]
@@ -26,12 +28,22 @@ class Model:
         path: The file.
         threads: Intra-operator threads; 0 lets the runtime choose.
         cores: One for each thread, to pin the runtime's own threads to all but the first, which is the caller's.
+        provider: What runs it; what that cannot run falls to the CPU.
+        profile: Have the runtime write down how long each node takes, into a file whose name begins like this.
 
     Raises:
         DoesNotRun: The runtime refuses the file.
     """
 
-    def __init__(self, path: Path, threads: int, cores: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        cores: Sequence[int] = (),
+        *,
+        provider: Provider = "cpu",
+        profile: Path | None = None,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = len(cores) or threads
         if len(cores) > 1:
@@ -39,10 +51,12 @@ class Model:
             pinned = ";".join(str(core + 1) for core in cores[1:])
             options.add_session_config_entry("session.intra_op_thread_affinities", pinned)
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         # Idle threads of one model would otherwise spin on, and take the cores from the model whose turn it is.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        with _refusals():
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = start(str(path), provider, options)
         self._dtypes = {node.name: numpy_dtype(node.type) for node in self._session.get_inputs()}
 
     def feeds(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -73,6 +87,10 @@ class Model:
         named = zip(self._session.get_outputs(), self.run(arrays), strict=True)
         return {node.name: value for node, value in named if isinstance(value, np.ndarray)}
 
+    def end_profile(self) -> Path:
+        """The file with what was written down."""
+        return Path(self._session.end_profiling())
+
     def bind(self, arrays: Mapping[str, Array]) -> Callable[[], object]:
         """A call that runs the model once on `arrays`, with nothing else in it."""
         feeds = self.feeds(arrays)
@@ -82,6 +100,30 @@ class Model:
             return run(None, feeds)
 
         return call
+
+
+def start(
+    model: str | bytes, provider: Provider, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the provider and no other.
+
+    Args:
+        model: Path or content.
+        provider: What is to run it.
+        options: Of the session.
+
+    Raises:
+        DoesNotRun: The runtime refuses the model, or would run it on the CPU instead.
+    """
+    names = RUNTIME_NAMES[provider]
+    with _refusals():
+        if provider != "cpu":
+            # Libraries that came as packages are found only by whoever knows where they lie.
+            onnxruntime.preload_dlls()
+        session = onnxruntime.InferenceSession(model, options, providers=list(names))
+    if names[0] not in session.get_providers():
+        raise DoesNotRun(f"the runtime could not start its provider '{provider}'")
+    return session
 
 
 @contextmanager

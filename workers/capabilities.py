@@ -7,6 +7,7 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 
 from catalog.db import Json
+from compression import providers
 from compression.quantization.isa import cpu_facts
 from workers.sandbox import Sandbox
 
@@ -25,11 +26,19 @@ _PACKAGES = (
 _NAME_BYTES = 128
 
 
-def describe(sandbox: Sandbox, *, threads: int) -> Json:
-    """CPU flags, GPUs, sandbox level, library versions and limits, as the catalog keeps them."""
+def describe(sandbox: Sandbox, *, threads: int, gpu: bool) -> Json:
+    """CPU flags, GPUs, providers, sandbox level, library versions and limits, as the catalog keeps them.
+
+    Args:
+        sandbox: How children are confined.
+        threads: That each computes with; 0 for all that there are.
+        gpu: Whether children see the graphics devices.
+    """
+    devices = cuda_devices()
     return {
         "isa": sorted(cpu_facts()),
-        "gpus": cuda_devices(),
+        "gpus": devices,
+        "providers": providers.installed(gpu=gpu and bool(devices)),
         "sandbox": sandbox.level,
         "versions": _versions(),
         "memory_limit_bytes": sandbox.memory_limit,

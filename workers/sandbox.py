@@ -42,7 +42,13 @@ _PASSED_ON = (
     "TZ",
 )
 _SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin")
-_SYSTEM_FILES = ("/etc/ld.so.cache", "/sys/devices/system/cpu")
+# The last two hold energy counters, which the system shows to whom its administrator allows.
+_SYSTEM_FILES = (
+    "/etc/ld.so.cache",
+    "/sys/devices/system/cpu",
+    "/sys/class/powercap",
+    "/sys/devices/virtual/powercap",
+)
 _PROBE_SECONDS = 30
 
 

@@ -90,7 +90,7 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         queue=queue,
         worker_id=worker_id,
         slots=concurrency,
-        capabilities=capabilities.describe(sandbox, threads=threads),
+        capabilities=capabilities.describe(sandbox, threads=threads, gpu=queue is Queue.GPU),
     )
     receiver = Receiver(app, queue, concurrency, jobs.run_until_empty)
     logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)

@@ -33,6 +33,8 @@ class QueueDescription(Document):
     name: Queue
     workers: int
     """Live workers; jobs wait while there is none."""
+    providers: list[str]
+    """ONNX Runtime's execution providers that some of them have: what `benchmark.provider` can name."""
 
 
 class WorkerDescription(Document):
@@ -41,7 +43,7 @@ class WorkerDescription(Document):
     queue: Queue
     concurrency: int
     capabilities: dict[str, Any]
-    """CPU flags (`isa`), `gpus`, `sandbox` level, library versions, limits."""
+    """CPU flags (`isa`), `gpus`, `providers`, `sandbox` level, library versions, limits."""
 
 
 class Limits(Document):

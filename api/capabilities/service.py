@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import get_args
@@ -14,6 +15,7 @@ from api.json_body import MAX_BODY_BYTES
 from catalog.db import Json
 from catalog.jobs.states import Queue
 from catalog.workers.repository import Workers
+from catalog.workers.tables import WorkerRow
 from compression.data_spec import DatasetFormat
 from compression.signature import ModelSummary
 from compression.spec import Step, StepSpec, step_classes
@@ -39,7 +41,9 @@ def capabilities(services: Services) -> Json:
     flags = [set(worker.capabilities.get("isa", ())) for worker in workers if worker.queue == Queue.CPU]
     return {
         "version": version("levity"),
-        "queues": [{"name": queue, "workers": live[queue]} for queue in JOB_QUEUES],
+        "queues": [
+            {"name": queue, "workers": live[queue], "providers": _providers(workers, queue)} for queue in JOB_QUEUES
+        ],
         "isa": sorted(set.intersection(*flags)) if flags else [],
         "gpus": [gpu for worker in workers if worker.queue == Queue.GPU for gpu in worker.capabilities.get("gpus", ())],
         "sandbox": sorted({worker.capabilities["sandbox"] for worker in workers if "sandbox" in worker.capabilities}),
@@ -67,6 +71,10 @@ def capabilities(services: Services) -> Json:
             "datasets": list(get_args(DatasetFormat)),
         },
     }
+
+
+def _providers(workers: Sequence[WorkerRow], queue: Queue) -> list[str]:
+    return sorted({name for one in workers if one.queue == queue for name in one.capabilities.get("providers", ())})
 
 
 def _describe(spec: type[StepSpec]) -> Json:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from api.errors import FieldProblem, RequestError
 from catalog.datasets.tables import DatasetRow
 from catalog.models.tables import ModelRow
+from catalog.workers.tables import WorkerRow
+from compression.providers import missing
 from compression.signature import DatasetSummary, ModelSummary, label_problems, mismatches
 from compression.spec import PipelineSpec, missing_data
 
@@ -55,6 +57,26 @@ def check_student(spec: PipelineSpec, student_id: str | None) -> None:
         return
     code, message = problem
     raise RequestError(code, message, errors=[FieldProblem(pointer="/student_id", message=message, code=code)])
+
+
+def check_provider(wanted: str, workers: Sequence[WorkerRow]) -> None:
+    """Refuse an execution provider that no live worker of the job's queue has; without workers, who knows.
+
+    Args:
+        wanted: What the job asks for by name.
+        workers: Those that may take it.
+
+    Raises:
+        RequestError: `provider_missing`, naming those that there are.
+    """
+    found = {name for worker in workers for name in worker.capabilities.get("providers", ())}
+    if not found or wanted in found:
+        return
+    message = missing(wanted, sorted(found))
+    pointer = "/benchmark/provider"
+    raise RequestError(
+        "provider_missing", message, errors=[FieldProblem(pointer=pointer, message=message, code="provider_missing")]
+    )
 
 
 def _refusal(code: str, role: str, dataset: DatasetRow, problem: str) -> RequestError:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import PageRequest, Services
 from api.errors import InvalidField, RequestError
-from api.jobs.admission import check_data, check_student
+from api.jobs.admission import check_data, check_provider, check_student
 from api.jobs.schemas import CreateJob, artifact_json, attempt_json, event_json, job_json
 from catalog.datasets.repository import Datasets
 from catalog.db import Json, after_commit
@@ -19,6 +19,7 @@ from catalog.jobs.repository import Jobs, NewJob
 from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.tables import ArtifactRow, IdempotencyRow, JobRow
 from catalog.models.repository import Models
+from catalog.workers.repository import Workers
 from compression.spec import PipelineSpec
 
 
@@ -66,6 +67,9 @@ class JobService:
         # One order for all, so that two submissions cannot wait for each other's locks.
         rows = {dataset_id: Datasets(session).get_usable(dataset_id) for dataset_id in sorted(set(ids.values()))}
         check_data(spec, model, {role: rows[dataset_id] for role, dataset_id in ids.items()})
+        if spec.benchmark.provider != "auto":
+            alive = Workers(session).alive(seconds=self._settings.lease_seconds)
+            check_provider(spec.benchmark.provider, [worker for worker in alive if worker.queue == body.queue])
         new = NewJob(
             kind=JobKind.COMPRESS,
             queue=Queue(body.queue),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -167,39 +168,64 @@ def affordable_loads(spec: BenchmarkSpec, seconds: float) -> int:
     return max(1, min(spec.loads, 1 + again))
 
 
-def latency_metrics(timings: Timings, speed_up: SpeedUp, batch_size: int) -> list[Metric]:
-    """p50, p90 and p99 of a call, and throughput; the median comes with the speed-up, its interval and a verdict."""
-    rounds = len(timings.original)
-    metrics = []
-    for percent in (50, 90, 99):
-        before, after = (float(np.percentile(side, percent)) for side in (timings.original, timings.result))
-        metrics.append(
-            Metric(
-                name=f"latency_p{percent}",
-                unit="seconds",
-                direction="lower_is_better",
-                original=before,
-                result=after,
-                ratio=speed_up.ratio if percent == 50 else before / after,
-                interval=speed_up.interval if percent == 50 else None,
-                interval_of="ratio" if percent == 50 else None,
-                samples=rounds,
-                verdict=statistics.verdict(speed_up.ratio, speed_up.interval) if percent == 50 else "",
-            )
-        )
-    before, after = (batch_size * rounds / float(side.sum()) for side in (timings.original, timings.result))
-    metrics.append(
-        Metric(
-            name="throughput",
+def latency_metrics(timings: Timings, speed_up: SpeedUp, batch_size: int, spec: BenchmarkSpec) -> list[Metric]:
+    """p50, p90 and p99 of a call, and throughput; the median comes with the speed-up, its interval and a verdict.
+
+    With a deadline also the longest call and the share of calls that missed it; where it is known how long a sample
+    lasts, the real-time factor.
+    """
+    compared = {
+        "ratio": speed_up.ratio,
+        "interval": speed_up.interval,
+        "interval_of": "ratio",
+        "verdict": statistics.verdict(speed_up.ratio, speed_up.interval),
+    }
+    p50, p90, p99 = (_of_calls(f"latency_p{percent}", timings, _percentile(percent)) for percent in (50, 90, 99))
+    found = [p50.model_copy(update=compared), p90, p99]
+    if spec.deadline_seconds is not None:
+        deadline = spec.deadline_seconds
+        found.append(_of_calls("latency_max", timings, lambda side: float(side.max())))
+        misses = _of_calls("deadline_misses", timings, lambda side: float((side > deadline).mean()), unit="fraction")
+        found.append(misses)
+    found.append(
+        _of_calls(
+            "throughput",
+            timings,
+            lambda side: batch_size * len(side) / float(side.sum()),
             unit="samples/second",
             direction="higher_is_better",
-            original=before,
-            result=after,
-            ratio=after / before,
-            samples=rounds,
         )
     )
-    return metrics
+    if spec.sample_seconds is not None:
+        lasts = batch_size * spec.sample_seconds
+        factor = _of_calls("real_time_factor", timings, lambda side: float(np.median(side)) / lasts, unit="ratio")
+        found.append(factor.model_copy(update=compared))
+    return found
+
+
+def _percentile(percent: int) -> Callable[[Samples], float]:
+    return lambda side: float(np.percentile(side, percent))
+
+
+def _of_calls(
+    name: str,
+    timings: Timings,
+    value: Callable[[Samples], float],
+    *,
+    unit: str = "seconds",
+    direction: Literal["lower_is_better", "higher_is_better"] = "lower_is_better",
+) -> Metric:
+    before, after = value(timings.original), value(timings.result)
+    better, worse = (after, before) if direction == "higher_is_better" else (before, after)
+    return Metric(
+        name=name,
+        unit=unit,
+        direction=direction,
+        original=before,
+        result=after,
+        ratio=better / worse if worse else None,
+        samples=len(timings.original),
+    )
 
 
 def _time_pairs(

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
+import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from compression import providers
 from compression.benchmarking.cores import Cores
+from compression.benchmarking.energy import energy_metrics
+from compression.benchmarking.inputs import Inputs
 from compression.benchmarking.latency import affordable_loads, latency_metrics, time_loads
 from compression.benchmarking.memory import Probes, memory_metrics
+from compression.benchmarking.profiling import profile
 from compression.benchmarking.quality import compare
 from compression.benchmarking.sides import Sides
 from compression.benchmarking.size import size_metrics
 from compression.benchmarking.spec import BenchmarkSpec
 from compression.benchmarking.statistics import is_slower
+from compression.benchmarking.subject import Subject
+from compression.benchmarking.sweep import sweep
 from compression.context import Context
-from compression.data import Batch, Dataset, synthetic_batches
+from compression.data import Dataset
 from compression.errors import DataRejected, StepFailed
 from compression.fresh_process import Array
 from compression.result import Conditions, Measured, Metric
 from compression.signature import ModelSummary
-
-_SYNTHETIC_SAMPLES = 32
-_EVALUATION_BATCH_BYTES = 4 << 20
-_MAX_EVALUATION_BATCH = 256
 
 
 class Measurement(NamedTuple):
@@ -54,7 +53,7 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
     Args:
         original: The original, complete in one file.
         compressed: The result.
-        spec: How long and how.
+        spec: What to measure, how long and how.
         context: For its `workdir`, threads (where `spec` names none), progress from 0 to 1 and cancellation.
         original_summary: Of the original.
         compressed_summary: Of the result.
@@ -62,135 +61,128 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
         seed: Of made-up inputs, the order of calls and the resampling.
 
     Raises:
-        StepFailed: `benchmark_failed` when a model does not load or run.
+        StepFailed: `benchmark_failed` when a model does not load or run, `provider_missing`.
         Cancelled: The caller asked to stop.
     """
-    threads = spec.threads or context.threads
-    metrics: list[Metric] = []
-    notes: list[str] = []
-
-    def add(found: list[Metric], said: list[str]) -> None:
-        metrics.extend(found)
-        notes.extend(said)
-
-    def only_sizes(reason: str) -> Measurement:
-        return Measurement(tuple(metrics), (*notes, f"Only sizes were measured: {reason}"), Measured())
-
-    with (
-        tempfile.TemporaryDirectory(prefix="benchmark-", dir=context.workdir) as folder,
-        Probes(Path(folder)) as probes,
-        Cores(threads, pin=spec.pin_threads, start=os.getpid()) as cores,
-    ):
-        add(*size_metrics(original, compressed, original_summary, compressed_summary, context))
-        inputs = _Inputs(original_summary, compressed_summary, evaluation, spec, seed)
+    provider = providers.choose(spec.provider, context.device)
+    inputs = Inputs(original_summary, compressed_summary, evaluation, spec, seed)
+    subject = Subject(original, compressed, spec, context, inputs, seed, provider)
+    found = _Findings()
+    found.add(*size_metrics(original, compressed, original_summary, compressed_summary, context))
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=context.workdir) as folder:
         try:
-            sample = inputs.timed()
+            _run_both(subject, found, Path(folder), made_up=evaluation is None)
+        except _OnlySizes as only:
+            return Measurement(tuple(found.metrics), (*found.notes, f"Only sizes were measured: {only}"), Measured())
+    if evaluation is None:
+        found.notes.append("Latency, memory and agreement of outputs were measured on made-up inputs.")
+    if found.why_not_judged:
+        reason = "the job names no evaluation data" if evaluation is None else found.why_not_judged
+        found.notes.append(f"Accuracy was not measured: {reason}.")
+    found.notes += _said_of_provider(subject)
+    return Measurement(tuple(found.metrics), tuple(found.notes), found.measured)
+
+
+class _OnlySizes(Exception):
+    """The models cannot be run here; the message says why."""
+
+
+@dataclasses.dataclass
+class _Findings:
+    metrics: list[Metric] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    measured: Measured = dataclasses.field(default_factory=Measured)
+    why_not_judged: str = ""
+
+    def add(self, metrics: Sequence[Metric], notes: Sequence[str]) -> None:
+        self.metrics += metrics
+        self.notes += notes
+
+    def tell(self, **parts: object) -> None:
+        self.measured = self.measured.model_copy(update=parts)
+
+
+def _run_both(subject: Subject, found: _Findings, folder: Path, *, made_up: bool) -> None:
+    """Everything for which the models must run, in the order in which it is best measured."""
+    spec, context = subject.spec, subject.context
+    with Probes(folder) as probes, subject.cores() as cores:
+        try:
+            sample = subject.inputs.timed()
         except DataRejected as error:
-            return only_sizes(error.message)
+            raise _OnlySizes(error.message) from None
         context.progress("benchmarking", 0.2, "comparing outputs")
-        sides = Sides(original, compressed, cores, seed)
+        sides = subject.sides(cores)
         try:
             sides.try_out(sample, only=0)
         except StepFailed as error:
-            if evaluation is not None:
-                raise
-            return only_sizes(f"on made-up inputs, {error.message}")
+            if made_up:
+                raise _OnlySizes(f"on made-up inputs, {error.message}") from None
+            raise
         sides.try_out(sample, only=1)
-        comparison = compare(*sides.models, inputs.compared(), context, task=spec.task, pad_to=inputs.fixed)
-        judged = comparison.judged(seed)
+        comparison = compare(
+            *sides.models, subject.inputs.compared(), context, task=spec.task, pad_to=subject.inputs.fixed
+        )
+        judged = comparison.judged(subject.seed)
         context.progress("benchmarking", 0.4, "measuring memory")
-        memory = memory_metrics(*probes.measure(original, compressed, sample, threads))
+        footprints = probes.measure(
+            subject.original,
+            subject.compressed,
+            sample,
+            subject.threads,
+            runs=spec.memory_runs,
+            provider=subject.provider,
+        )
         context.check_cancelled()
         context.progress("benchmarking", 0.5, "measuring latency")
-        latency, conditions = _time(sides, sample, spec, context, cores, inputs.batch_size, seed)
-    add(latency, _slower(latency[0]))
-    add(*memory)
-    add([*judged, *comparison.agreement()], [*_worse(judged), *comparison.notes()])
-    if evaluation is None:
-        notes.append("Latency, memory and agreement of outputs were measured on made-up inputs.")
+        latency, conditions = _time(subject, sides, cores, sample)
+        found.add(latency, _slower(latency[0]))
+        found.add(*memory_metrics(*footprints))
+        found.tell(conditions=conditions)
+        if spec.energy_seconds:
+            context.progress("benchmarking", 0.7, "measuring energy")
+            check = context.check_cancelled
+            calls = sides.calls_again(sample)
+            found.add(*energy_metrics(*calls, spec.energy_seconds, subject.seed, between_blocks=check))
+            cores.release()
+        if cores.why_not and spec.pin_threads:
+            found.notes.append(f"Threads were not pinned to cores while timing: {cores.why_not}.")
+    found.add([*judged, *comparison.agreement()], [*_worse(judged), *comparison.notes()])
     if isinstance(comparison.score, str):
-        reason = "the job names no evaluation data" if evaluation is None else comparison.score
-        notes.append(f"Accuracy was not measured: {reason}.")
-    if cores.why_not and spec.pin_threads:
-        notes.append(f"Threads were not pinned to cores while timing: {cores.why_not}.")
-    return Measurement(tuple(metrics), tuple(notes), Measured(conditions=conditions))
+        found.why_not_judged = comparison.score
+    del sides, comparison
+    _tables(subject, found, sample, folder)
 
 
-def _time(  # noqa: PLR0917 - private, called once
-    sides: Sides,
-    sample: dict[str, Array],
-    spec: BenchmarkSpec,
-    context: Context,
-    cores: Cores,
-    batch_size: int,
-    seed: int,
-) -> tuple[list[Metric], Conditions]:
+def _tables(subject: Subject, found: _Findings, sample: dict[str, Array], folder: Path) -> None:
+    """What a job gets that asks for it."""
+    spec, context = subject.spec, subject.context
+    if spec.profile_runs:
+        context.progress("benchmarking", 0.8, "profiling")
+        ours, theirs = (profile(subject, path, sample, folder) for path in (subject.original, subject.compressed))
+        found.tell(original_profile=ours, result_profile=theirs)
+    if spec.batch_sizes or spec.thread_counts:
+        points, notes = sweep(dataclasses.replace(subject, context=context.within(0.8, 1.0)))
+        found.tell(sweep=tuple(points))
+        found.notes += notes
+
+
+def _time(subject: Subject, sides: Sides, cores: Cores, sample: dict[str, Array]) -> tuple[list[Metric], Conditions]:
+    spec, check = subject.spec, subject.context.check_cancelled
     loads = affordable_loads(spec, sides.seconds)
-    timings = time_loads(sides.calls(sample), loads, spec, seed, between_rounds=context.check_cancelled)
+    timings = time_loads(sides.calls(sample), loads, spec, subject.seed, between_rounds=check)
     cores.release()
-    speed_up = timings.speed_up(seed)
-    return latency_metrics(timings, speed_up, batch_size), Conditions(
+    speed_up = timings.speed_up(subject.seed)
+    return latency_metrics(timings, speed_up, subject.inputs.batch_size, spec), Conditions(
+        provider=subject.provider,
         threads=cores.threads,
         pinned=not cores.why_not,
-        batch_size=batch_size,
-        loads=loads,
+        batch_size=subject.inputs.batch_size,
+        loads=len(timings.loads),
         pairs=len(timings.original),
         warm_up_pairs=timings.warm_up,
         block_length=speed_up.block_length,
         between_loads=speed_up.between_loads,
     )
-
-
-class _Inputs:
-    """Batches to time, and batches to compare outputs on."""
-
-    def __init__(
-        self,
-        original: ModelSummary,
-        compressed: ModelSummary,
-        evaluation: Dataset | None,
-        spec: BenchmarkSpec,
-        seed: int,
-    ) -> None:
-        self.fixed = fixed_batch(original)
-        self.batch_size = self.fixed or spec.batch_size
-        self._original = original
-        self._compressed = compressed
-        self._evaluation = evaluation
-        self._limit = spec.evaluation_samples
-        self._seed = seed
-
-    def timed(self) -> dict[str, Array]:
-        """One batch by input name, of exactly `batch_size` samples."""
-        if self._evaluation is None:
-            return next(synthetic_batches(self._original, self.batch_size, self._seed, self.batch_size)).inputs
-        batch = next(self._evaluation.batches(self.batch_size, self.batch_size))
-        rows = np.arange(self.batch_size) % len(batch)
-        arrays = {name: values[rows] for name, values in batch.inputs.items()}
-        if len(arrays) == 1 and len(self._original.inputs) == 1:
-            arrays = {self._original.inputs[0].name: next(iter(arrays.values()))}
-        return arrays
-
-    def compared(self) -> Iterator[Batch]:
-        size = self.fixed or self._comparison_batch()
-        if self._evaluation is None:
-            return synthetic_batches(self._original, _SYNTHETIC_SAMPLES, self._seed, size)
-        return self._evaluation.batches(size, self._limit)
-
-    def _comparison_batch(self) -> int:
-        # These take their scale from the whole batch: only batches of the size in use give the accuracy in use.
-        if any(operator.rpartition("::")[2].startswith("Dynamic") for operator in self._compressed.operators):
-            return self.batch_size
-        sample = sum(array.nbytes for array in self.timed().values()) / self.batch_size
-        return max(1, min(_MAX_EVALUATION_BATCH, math.floor(_EVALUATION_BATCH_BYTES / max(sample, 1))))
-
-
-def fixed_batch(model: ModelSummary) -> int | None:
-    """The batch size that a model insists on; None where its batch axis is open."""
-    for spec in model.inputs:
-        if spec.shape and isinstance(spec.shape[0], int):
-            return spec.shape[0]
-    return None
 
 
 def _slower(median: Metric) -> list[str]:
@@ -208,3 +200,11 @@ def _worse(judged: list[Metric]) -> list[str]:
         for metric in judged
         if (said := metric.verdict.removeprefix("worse, ")) != metric.verdict
     ]
+
+
+def _said_of_provider(subject: Subject) -> list[str]:
+    if subject.provider != "cpu":
+        return ["Memory is the host's; what the GPU holds was not measured."]
+    if subject.context.device == "cuda" and subject.spec.provider == "auto":
+        return ["The models were measured on the CPU: ONNX Runtime cannot use CUDA here."]
+    return []

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from compression.errors import StepFailed
 from compression.fresh_process import Array, FreshProcess, ProcessDied, save_arrays
+from compression.providers import Provider
 from compression.result import Metric
 
 _READY_SECONDS = 60.0
@@ -23,10 +24,12 @@ class Footprint(NamedTuple):
         load_seconds: From the file to a model that is ready to run.
         peak_bytes: The most memory held in RAM, beyond what the process held before; None where the system keeps no
             such number.
+        steady_bytes: The memory held after the last run, likewise.
     """
 
     load_seconds: float
     peak_bytes: int | None
+    steady_bytes: int | None
 
 
 class Probes:
@@ -53,7 +56,14 @@ class Probes:
         self._stack.close()
 
     def measure(
-        self, original: Path, compressed: Path, inputs: Mapping[str, Array], threads: int
+        self,
+        original: Path,
+        compressed: Path,
+        inputs: Mapping[str, Array],
+        threads: int,
+        *,
+        runs: int = 5,
+        provider: Provider = "cpu",
     ) -> tuple[Footprint, Footprint]:
         """The two footprints, taken one after the other.
 
@@ -62,44 +72,48 @@ class Probes:
             compressed: Path of the result.
             inputs: What to run the models on, by input name.
             threads: Intra-operator threads; 0 lets the runtime choose.
+            runs: Of each model.
+            provider: What runs them.
 
         Raises:
             StepFailed: `benchmark_failed` when a process ends or finds a model that does not run.
         """
-        names = save_arrays(self._folder / "inputs.npz", inputs)
+        request: dict[str, object] = {
+            "threads": threads,
+            "runs": runs,
+            "provider": provider,
+            "names": save_arrays(self._folder / "inputs.npz", inputs),
+            "inputs": str((self._folder / "inputs.npz").resolve()),
+        }
         first, second = (
-            self._footprint(process, path, names, threads)
+            self._footprint(process, path, request)
             for process, path in zip(self._processes, (original, compressed), strict=True)
         )
         return first, second
 
-    def _footprint(self, process: FreshProcess, path: Path, names: list[str], threads: int) -> Footprint:
-        request = {
-            "model": str(path.resolve()),
-            "threads": threads,
-            "inputs": str((self._folder / "inputs.npz").resolve()),
-            "names": names,
-        }
+    def _footprint(self, process: FreshProcess, path: Path, request: dict[str, object]) -> Footprint:
         try:
             process.ready(_READY_SECONDS)
-            answer = process.ask(request, _SECONDS)
+            answer = process.ask({"model": str(path.resolve()), **request}, _SECONDS)
         except (ProcessDied, TimeoutError) as error:
             raise _failed(path, str(error)) from None
         finally:
             process.close()
         if "problem" in answer:
             raise _failed(path, answer["problem"])
-        return Footprint(answer["load_seconds"], answer["peak_bytes"])
+        return Footprint(answer["load_seconds"], answer["peak_bytes"], answer["steady_bytes"])
 
 
 def memory_metrics(original: Footprint, result: Footprint) -> tuple[list[Metric], list[str]]:
-    """Peak memory and load time, and notes on them."""
+    """Peak and steady memory and load time, and notes on them."""
     metrics = []
     notes = []
     if original.peak_bytes is not None and result.peak_bytes is not None:
         metrics.append(_metric("peak_memory_bytes", "bytes", original.peak_bytes, result.peak_bytes))
     else:
         notes.append("Peak memory was not measured: this system does not keep it.")
+    if original.steady_bytes is not None and result.steady_bytes is not None:
+        metrics.append(_metric("steady_memory_bytes", "bytes", original.steady_bytes, result.steady_bytes))
     metrics.append(_metric("load_seconds", "seconds", original.load_seconds, result.load_seconds))
     return metrics, notes
 

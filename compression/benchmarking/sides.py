@@ -10,6 +10,7 @@ from pathlib import Path
 from compression.benchmarking.cores import Cores
 from compression.errors import StepFailed
 from compression.fresh_process import Array
+from compression.providers import Provider
 from compression.runtime import DoesNotRun, Model
 
 Call = Callable[[], object]
@@ -23,6 +24,7 @@ class Sides:
         compressed: The result.
         cores: Where calls will run, for as long as the sides are used.
         seed: Of the order of loading.
+        provider: What runs them.
 
     Attributes:
         seconds: What loading both took.
@@ -31,9 +33,11 @@ class Sides:
         StepFailed: `benchmark_failed` when a model does not load.
     """
 
-    def __init__(self, original: Path, compressed: Path, cores: Cores, seed: int) -> None:
+    def __init__(self, original: Path, compressed: Path, cores: Cores, seed: int, provider: Provider = "cpu") -> None:
         self._paths = (original, compressed)
+        self._provider: Provider = provider
         self._cores = cores
+        self._number = 0
         self._order = random.Random(seed)  # noqa: S311 - a coin, not a secret
         started = time.perf_counter()
         self._models = self._loaded(0)
@@ -68,22 +72,26 @@ class Sides:
             if number:
                 self._models.clear()  # else four models would be in memory at once
                 self._models = self._loaded(number)
-            self._cores.pin(number)
-            original, result = self._models
-            return original.bind(sample), result.bind(sample)
+            return self.calls_again(sample)
 
         return load
 
+    def calls_again(self, sample: Mapping[str, Array]) -> tuple[Call, Call]:
+        """One call of both as they are loaded now; the calling thread is left pinned, as by `calls`."""
+        self._cores.pin(self._number)
+        original, result = self._models
+        return original.bind(sample), result.bind(sample)
+
     def _loaded(self, number: int) -> list[Model]:
         self._cores.release()
+        self._number = number
         cores = self._cores.of(number)
         reverse = self._order.random() < 0.5
-        models = [_load(path, self._cores.threads, cores) for path in self._paths[:: -1 if reverse else 1]]
+        models = [self._load(path, cores) for path in self._paths[:: -1 if reverse else 1]]
         return models[::-1] if reverse else models
 
-
-def _load(path: Path, threads: int, cores: tuple[int, ...]) -> Model:
-    try:
-        return Model(path, threads, cores)
-    except DoesNotRun as error:
-        raise StepFailed("benchmark_failed", f"'{path.name}' does not load: {error}") from None
+    def _load(self, path: Path, cores: tuple[int, ...]) -> Model:
+        try:
+            return Model(path, self._cores.threads, cores, provider=self._provider)
+        except DoesNotRun as error:
+            raise StepFailed("benchmark_failed", f"'{path.name}' does not load: {error}") from None

@@ -77,18 +77,21 @@ def test_metrics(service):
 
 
 def test_capabilities(service):
-    host = {"isa": ["avx", "avx2"], "gpus": [], "sandbox": "bubblewrap"}
+    host = {"isa": ["avx", "avx2"], "gpus": [], "sandbox": "bubblewrap", "providers": ["cpu"]}
     with service.database.write() as session:
         workers = Workers(session)
         workers.register("wrk_1", host="a", queue=Queue.CPU, concurrency=1, capabilities=host)
         workers.register("wrk_2", host="b", queue=Queue.CPU, concurrency=1, capabilities={**host, "isa": ["avx"]})
-        gpu = {**host, "gpus": [{"name": "H100", "memory_bytes": 2**36}]}
+        gpu = {**host, "gpus": [{"name": "H100", "memory_bytes": 2**36}], "providers": ["cpu", "cuda"]}
         workers.register("wrk_3", host="c", queue=Queue.GPU, concurrency=1, capabilities=gpu)
         workers.register("wrk_4", host="d", queue=Queue.CPU, concurrency=1, capabilities=host)
     service.change(WorkerRow, "wrk_4", seen_at=0.0)
     body = service.http.get("/v1/capabilities").json()
     Capabilities.model_validate(body)
-    assert body["queues"] == [{"name": "cpu", "workers": 2}, {"name": "gpu", "workers": 1}]
+    assert body["queues"] == [
+        {"name": "cpu", "workers": 2, "providers": ["cpu"]},
+        {"name": "gpu", "workers": 1, "providers": ["cpu", "cuda"]},
+    ]
     assert body["isa"] == ["avx"]
     assert body["gpus"] == [{"name": "H100", "memory_bytes": 2**36}]
     assert body["sandbox"] == ["bubblewrap"]

@@ -9,8 +9,10 @@ import pytest
 
 from api.jobs.schemas import AttemptList, Job
 from catalog.datasets.tables import DatasetRow
+from catalog.jobs.states import Queue
 from catalog.jobs.tables import IdempotencyRow, JobRow
 from catalog.models.tables import ModelRow
+from catalog.workers.repository import Workers
 from compression.spec import PipelineSpec
 from tests.api.harness import ERROR, PRUNE, STATIC, assert_problem, data_summary
 
@@ -124,6 +126,23 @@ def test_specs_that_cannot_work_never_reach_a_queue(service, fields, pointer):
     body = {"model_id": service.model(), "pipeline": [PRUNE], **fields}
     assert_problem(service.http.post("/v1/jobs", json=body), 422, "invalid_request", pointer)
     assert [row for row in service.rows(JobRow, state="queued") if row.kind == "compress"] == []
+
+
+def test_a_provider_that_no_worker_of_the_queue_has(service):
+    model = service.model()
+    asked = {"benchmark": {"provider": "cuda"}}
+    # Before any worker is there, nobody knows.
+    assert service.submit(model, **asked).status_code == 202
+    with service.database.write() as session:
+        workers = Workers(session)
+        workers.register("wrk_1", host="a", queue=Queue.CPU, concurrency=1, capabilities={"providers": ["cpu"]})
+        workers.register("wrk_2", host="b", queue=Queue.GPU, concurrency=1, capabilities={"providers": ["cpu", "cuda"]})
+    problem = assert_problem(service.submit(model, **asked), 422, "provider_missing", "/benchmark/provider")
+    assert problem["detail"].endswith("cannot use the provider 'cuda' here; there are: cpu.")
+    assert service.submit(model, queue="gpu", **asked).status_code == 202
+    assert service.submit(model, benchmark={"provider": "cpu"}).status_code == 202
+    with service.database.write() as session:
+        Workers(session).forget_silent(seconds=-10)
 
 
 def test_every_mistake_is_named(http):

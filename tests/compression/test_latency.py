@@ -148,7 +148,7 @@ def of_one_load(original, result):
 
 def test_metrics_by_hand():
     timings = of_one_load(np.arange(1, 101) * 0.002, np.arange(1, 101) * 0.001)
-    p50, p90, p99, throughput = latency_metrics(timings, timings.speed_up(seed=0), batch_size=4)
+    p50, p90, p99, throughput = latency_metrics(timings, timings.speed_up(seed=0), 4, BenchmarkSpec())
     assert (p50.name, p50.unit, p50.direction, p50.samples) == ("latency_p50", "seconds", "lower_is_better", 100)
     assert (p50.original, p50.result, p50.ratio) == pytest.approx((0.101, 0.0505, 2.0))
     # Every pair has the ratio 2; what stays is luck of loading, 1.5 % times Student's 2.776.
@@ -159,6 +159,22 @@ def test_metrics_by_hand():
     # 400 samples in 10.1 s and in 5.05 s.
     assert (throughput.original, throughput.result) == pytest.approx((400 / 10.1, 400 / 5.05))
     assert throughput.ratio == pytest.approx(2.0)
+
+
+def test_deadlines_and_real_time():
+    timings = of_one_load(np.array([0.02, 0.03, 0.04, 0.05]), np.array([0.01, 0.01, 0.01, 0.09]))
+    spec = BenchmarkSpec(deadline_seconds=0.035, sample_seconds=0.1)
+    found = {metric.name: metric for metric in latency_metrics(timings, timings.speed_up(seed=0), 2, spec)}
+    assert (found["deadline_misses"].original, found["deadline_misses"].result) == (0.5, 0.25)
+    assert (found["deadline_misses"].ratio, found["deadline_misses"].unit) == (2.0, "fraction")
+    assert (found["latency_max"].original, found["latency_max"].result) == (0.05, 0.09)
+    # 35 ms for two samples that last 200 ms.
+    assert found["real_time_factor"].original == pytest.approx(0.175)
+    assert found["real_time_factor"].interval == found["latency_p50"].interval
+    assert found["real_time_factor"].direction == "lower_is_better"
+    assert not {"deadline_misses", "latency_max", "real_time_factor"} & {
+        metric.name for metric in latency_metrics(timings, timings.speed_up(seed=0), 2, BenchmarkSpec())
+    }
 
 
 def test_real_models_are_timed_in_pairs(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from compression.benchmarking.measure import fixed_batch, measure
+from compression import providers
+from compression.benchmarking.measure import measure
 from compression.context import Context
 from compression.data import DataSource, open_dataset
 from compression.errors import Cancelled, StepFailed
@@ -46,6 +47,7 @@ def test_a_classifier_with_labelled_data_gets_every_metric(tmp_path, evaluation)
         "latency_p99",
         "throughput",
         "peak_memory_bytes",
+        "steady_memory_bytes",
         "load_seconds",
         "accuracy",
         "top1_agreement",
@@ -74,11 +76,6 @@ def test_models_with_a_fixed_batch_evaluate_every_sample(tmp_path, evaluation):
     # An average call of 7 samples.
     throughput = metrics["throughput"]
     assert throughput.original > 7 / metrics["latency_p99"].original
-
-
-@pytest.mark.parametrize(("model", "batch"), [(cnn(), None), (cnn(batch=3), 3)])
-def test_fixed_batch(tmp_path, model, batch):
-    assert fixed_batch(inspect_model(save(model, tmp_path / "model.onnx"))) == batch
 
 
 def test_without_data_inputs_are_made_up_and_it_is_said(tmp_path):
@@ -125,6 +122,32 @@ def test_threads_that_cannot_be_pinned_are_said(tmp_path):
     found = measured(tmp_path, mlp(), mlp(), spec=QUICK.model_copy(update={"pin_threads": False}))
     assert not found.measured.conditions.pinned
     assert not any("pinned" in note for note in found.notes)
+
+
+def test_tables_that_a_job_asks_for(tmp_path):
+    spec = QUICK.model_copy(
+        update={"batch_sizes": (1, 2), "sweep_seconds": 0.01, "profile_runs": 2, "energy_seconds": 0.01}
+    )
+    found = measured(tmp_path, cnn(), cnn(channels=(4, 16)), spec=spec)
+    assert [point.batch_size for point in found.measured.sweep] == [1, 2]
+    assert found.measured.original_profile.runs == found.measured.result_profile.runs == 2
+    energy = [metric for metric in found.metrics if metric.name == "energy_per_call"]
+    assert energy or any(note.startswith("Energy was not measured: ") for note in found.notes)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"original.onnx", "model.onnx"}
+
+
+@pytest.mark.skipif("tensorrt" in providers.available(), reason="TensorRT is there")
+def test_an_absent_provider_is_an_error_before_anything_is_measured(tmp_path):
+    with pytest.raises(StepFailed, match="there are: cpu") as caught:
+        measured(tmp_path, cnn(), cnn(), spec=QUICK.model_copy(update={"provider": "tensorrt"}))
+    assert caught.value.code == "provider_missing"
+
+
+@pytest.mark.skipif("cuda" in providers.available(), reason="CUDA is there")
+def test_a_gpu_that_the_runtime_cannot_use_is_said(tmp_path):
+    found = measured(tmp_path, cnn(), cnn(), device="cuda")
+    assert found.measured.conditions.provider == "cpu"
+    assert "The models were measured on the CPU: ONNX Runtime cannot use CUDA here." in found.notes
 
 
 def test_a_loss_of_accuracy_is_said(tmp_path):

@@ -25,6 +25,9 @@ def test_a_larger_model_holds_more_memory(tmp_path):
     # 100,000 * (64 + 10) weights of 4 bytes, at least once; loading holds the file beside them.
     assert 29_600_000 < original.peak_bytes < 200_000_000
     assert 0 < result.peak_bytes < 15_000_000
+    # What stays are the weights; the file's copy is gone.
+    assert 29_600_000 < original.steady_bytes <= original.peak_bytes
+    assert result.steady_bytes < 15_000_000
 
 
 def test_a_model_that_does_not_run_is_named(tmp_path):
@@ -49,15 +52,16 @@ def test_no_process_is_left(tmp_path):
 
 
 def test_metrics_by_hand():
-    metrics, notes = memory_metrics(Footprint(0.5, 4000), Footprint(0.25, 1000))
+    metrics, notes = memory_metrics(Footprint(0.5, 4000, 3000), Footprint(0.25, 1000, 500))
     assert [(metric.name, metric.unit, metric.original, metric.result, metric.ratio) for metric in metrics] == [
         ("peak_memory_bytes", "bytes", 4000, 1000, 4.0),
+        ("steady_memory_bytes", "bytes", 3000, 500, 6.0),
         ("load_seconds", "seconds", 0.5, 0.25, 2.0),
     ]
     assert notes == []
 
 
 def test_a_system_without_peaks_is_said_so():
-    metrics, notes = memory_metrics(Footprint(0.5, None), Footprint(0.25, None))
+    metrics, notes = memory_metrics(Footprint(0.5, None, None), Footprint(0.25, None, None))
     assert [metric.name for metric in metrics] == ["load_seconds"]
     assert notes == ["Peak memory was not measured: this system does not keep it."]

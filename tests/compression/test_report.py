@@ -14,7 +14,18 @@ from compression.report.markup import Markup, element
 from compression.report.page import page
 from compression.report.quantities import change, quantity
 from compression.report.write import write_manifest, write_report
-from compression.result import ArtifactFile, Conditions, Measured, Metric, PipelineResult, StepResult
+from compression.result import (
+    ArtifactFile,
+    Conditions,
+    Measured,
+    Metric,
+    NodeTime,
+    OperatorTime,
+    PipelineResult,
+    Profile,
+    StepResult,
+    SweepPoint,
+)
 from compression.signature import DatasetSummary, ModelSummary, TensorSpec
 from compression.spec import PipelineSpec, Prune, QuantizeStatic
 
@@ -42,6 +53,7 @@ METRICS = (
 
 
 CONDITIONS = Conditions(
+    provider="cpu",
     threads=2,
     pinned=True,
     batch_size=1,
@@ -182,6 +194,58 @@ def test_conditions_of_timing_are_said(result, spec):
     assert "<dd>chosen by the runtime</dd>" in document
     assert "<dd>not known from one load</dd>" in document
     assert "How latency was measured" not in page(result.model_copy(update={"measured": Measured()}), spec)
+
+
+def profile(*operators, runs=10):
+    total = sum(seconds for _, _, seconds in operators)
+    return Profile(
+        runs=runs,
+        seconds=total,
+        operators=tuple(
+            OperatorTime(operator=operator, nodes=nodes, seconds=seconds, share=seconds / total)
+            for operator, nodes, seconds in operators
+        ),
+        nodes=(NodeTime(node=HOSTILE, operator="Conv", seconds=0.0003, share=0.3),),
+    )
+
+
+def test_tables_that_a_job_asked_for(result, spec):
+    point = SweepPoint(
+        batch_size=8,
+        threads=2,
+        pairs=40,
+        original_seconds=0.004,
+        result_seconds=0.002,
+        original_throughput=1990,
+        result_throughput=3980,
+        ratio=2.0,
+        interval=(1.9, 2.1),
+        verdict="faster, 2.00x [1.90, 2.10]",
+    )
+    tables = Measured(
+        sweep=(point, point.model_copy(update={"threads": 0})),
+        original_profile=profile(("Conv", 3, 0.001), ("Relu", 2, 0.0005)),
+        result_profile=profile(("QLinearConv", 3, 0.0004), ("Relu", 1, 0.0006)),
+    )
+    document = page(result.model_copy(update={"measured": tables}), spec)
+    rows = Page(document).rows
+    assert ["8", "2", "4.00 ms", "2.00 ms", "1,990/s", "3,980/s", "faster, 2.00x [1.90, 2.10]", "40"] in rows
+    assert any(row[1] == "chosen by the runtime" for row in rows if len(row) == 8)
+    assert [row for row in rows if row[0] in ("Conv", "Relu", "QLinearConv") and len(row) == 5] == [
+        ["Conv", "3 \N{MULTIPLICATION SIGN}, 1.00 ms", "66.7%", "", ""],
+        [
+            "Relu",
+            "2 \N{MULTIPLICATION SIGN}, 500 \N{MICRO SIGN}s",
+            "33.3%",
+            "1 \N{MULTIPLICATION SIGN}, 600 \N{MICRO SIGN}s",
+            "60.0%",
+        ],
+        ["QLinearConv", "", "", "3 \N{MULTIPLICATION SIGN}, 400 \N{MICRO SIGN}s", "40.0%"],
+    ]
+    assert [HOSTILE, "Conv", "300 \N{MICRO SIGN}s", "30.0%"] in rows
+    assert "<script" not in document
+    assert "10 and 10 runs under the profiler" in document
+    assert "Time by operator" not in page(result, spec)
 
 
 def test_notes_come_before_numbers(result, spec):

@@ -183,11 +183,13 @@ def test_capabilities_are_registered(deployment):
     (row,) = deployment.wait_until(deployment.workers)
     assert row.concurrency == 2
     facts = row.capabilities
-    assert set(facts) == {"isa", "gpus", "sandbox", "versions", "memory_limit_bytes", "threads"}
+    assert set(facts) == {"isa", "gpus", "providers", "sandbox", "versions", "memory_limit_bytes", "threads"}
     assert facts["sandbox"] in ("bubblewrap", "rlimits")
     assert facts["memory_limit_bytes"] == deployment.settings.resolved_memory_limit
     assert {"levity", "onnxruntime", "numpy", "onnx"} <= set(facts["versions"])
     assert facts["gpus"] == capabilities.cuda_devices()
+    # Children of the queue `cpu` see no graphics device, whatever the runtime was built for.
+    assert facts["providers"] == ["cpu"]
 
 
 def test_an_idle_worker_ends_soon_after_its_signal(deployment):
