@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compression.quantization.choice.cut import Labels
@@ -27,6 +27,7 @@ def total(costs, links, chosen):
     return own + sum(cost for (one, other), cost in links.items() if one in chosen and other not in chosen)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(problems())
 def test_no_labelling_is_cheaper(problem):
     costs, links = problem
