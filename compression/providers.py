@@ -1,4 +1,7 @@
-"""Execution providers of ONNX Runtime: what there is on this machine, and which one a run measures on."""
+"""Execution providers of ONNX Runtime: what there is on this machine, and which one a run measures on.
+
+Processes that only load and run a model import this, so it imports nothing but the standard library.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from compression.benchmarking.spec import ProviderChoice
 from compression.errors import StepFailed
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
+ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
+"""What a job can ask for."""
 
 RUNTIME_NAMES: dict[Provider, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),

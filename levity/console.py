@@ -19,6 +19,7 @@ _LABELS = {
     "latency_p90": "latency, 90 %",
     "latency_p99": "latency, 99 %",
     "peak_memory_bytes": "peak memory",
+    "steady_memory_bytes": "memory after the runs",
     "load_seconds": "load time",
     "top1_agreement": "same top class",
     "sqnr": "signal to noise",

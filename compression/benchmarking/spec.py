@@ -7,12 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from compression._spec_base import Spec
+from compression.providers import ProviderChoice
 
 Task = Literal["auto", "classification", "regression", "tokens", "ctc", "embedding"]
 """What a model is for."""
-
-ProviderChoice = Literal["auto", "cpu", "cuda", "tensorrt"]
-"""What runs a model while it is measured."""
 
 _MOST_COMBINATIONS = 16
 

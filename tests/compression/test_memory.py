@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +51,15 @@ def test_no_process_is_left(tmp_path):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("module", ["compression.benchmarking.probe", "compression.verification"])
+def test_processes_of_every_run_import_little(module):
+    """Each run starts three of them, and waits."""
+    heavy = {"onnx", "pydantic", "safetensors", "torch"}
+    script = f"import sys, {module}; sys.exit(str({heavy!r} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip() == ""
 
 
 def test_metrics_by_hand():
