@@ -9,7 +9,7 @@ and the decoded model is the one whose error is measured, by ONNX Runtime on the
 
 The paper: LeNet-300-100 40x at 1.58 % error (uncompressed 1.64 %), LeNet-5 39x at 0.74 % (0.80 %).
 
-    python benchmarks/deep_compression.py [--networks lenet-300-100 lenet-5] [--seeds 5] [--keep FOLDER]
+    python benchmarks/deep_compression.py [--networks lenet-300-100 lenet-5] [--seeds 0 1 2 3 4] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Subject:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(SETTINGS), default=sorted(SETTINGS))
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--keep", type=Path, help="folder for the compressed networks, which benchmarks/coding.py takes"
     )
@@ -152,7 +152,7 @@ def main() -> None:
         print(f"{'network':14} {'point':9} {'seed':>4} {'own error':>9} {'error':>7} {'bytes':>7} {'ratio':>7} seconds")
         for name in options.networks:
             rows: dict[str, list[tuple[float, float, float]]] = {point: [] for point in SETTINGS[name]}
-            for seed in range(options.seeds):
+            for seed in options.seeds:
                 subject = Subject(name, folder, test)
                 original = subject.baseline(seed)
                 own = lenet.error_percent(original, *test)

@@ -6,7 +6,7 @@ training gets the better of two calibrations, extremes and least squared error, 
 bits, the first and the last one too; logits have 8. Networks: LeNet-5 (Caffe's, 431,080 parameters) and torchvision's
 MobileNetV2 with a stem for grey pictures and five of its blocks (batch norms, ReLU6, depthwise convolutions, sums).
 
-    python benchmarks/qat.py [--networks lenet-5 mobilenet-v2] [--bits 4] [--seeds 5]
+    python benchmarks/qat.py [--networks lenet-5 mobilenet-v2] [--bits 4] [--seeds 0 1 2 3 4]
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=sorted(SETTINGS), default=sorted(SETTINGS))
     parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=20_000, help="training pictures, of 60,000")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> None:
         print(f"{'network':13} seed   float  extremes  least error  trained   same logits  seconds")
         for name in options.networks:
             gains: list[float] = []
-            for seed in range(options.seeds):
+            for seed in options.seeds:
                 begun = time.perf_counter()
                 model = trained(name, seed, pictures, labels)
                 feed = ModelFeed(open_dataset(DataSource(folder / "training.npz")), summarize(model, 0, 0), "training")
