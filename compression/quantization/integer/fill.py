@@ -12,8 +12,9 @@ import onnx
 from onnx import numpy_helper
 
 from compression.graph.weights import Weight
-from compression.quantization.integer import bias
+from compression.quantization.integer import bias, gates
 from compression.quantization.integer.codes import Codes, Layout, Limit, quantize_weight
+from compression.quantization.integer.gates import Cut
 from compression.quantization.integer.histogram import Extremes
 from compression.quantization.integer.observe import Statistics
 from compression.quantization.integer.plan import Anatomy, Layer, Plan
@@ -90,6 +91,7 @@ class Filler:
         """
         wanted = self._activation_bits(plan, bits)
         activations = {owner: self._quantizer(owner, wanted[owner]) for owner in wanted}
+        cuts = self._take_gates(plan, activations)
         limit: Limit = "full" if unsigned_weights else self._limit
         weights: dict[str, Codes] = {}
         biases: dict[str, Bias] = {}
@@ -108,7 +110,7 @@ class Filler:
             if name not in weights:
                 count = bits.get(node, self._default).weights
                 weights[name] = self._rounded(name, Layout(1, None), count, "full", per_channel=self._spec.per_channel)
-        return Contents(activations, weights, biases, frozenset(lookups), unsigned_weights)
+        return Contents(activations, weights, biases, frozenset(lookups), cuts, unsigned_weights)
 
     def _activation_bits(self, plan: Plan, bits: Mapping[str, Bits]) -> dict[str, int]:
         """Bits of each scale's owner: the most that something in integers that reads it wants."""
@@ -128,6 +130,24 @@ class Filler:
                 if owner is not None:
                     made[owner] = own
         return {owner: wanted.get(owner) or made[owner] for owner in dict.fromkeys(plan.owners.values())}
+
+    def _take_gates(self, plan: Plan, activations: dict[str, Quantizer]) -> dict[str, Cut]:
+        """Fit what hard sigmoids read and give to one another; what each does then, by its node's name."""
+        gated = {
+            owner: one
+            for owner, one in gates.gated_values(self._anatomy, plan).items()
+            if activations[owner].dtype == "uint8"
+        }
+        for owner, one in gated.items():
+            numbers = grid(8, symmetric=False)
+            low, high = choose(self.seen(owner), self._spec.calibration, self._spec.percentile, numbers)
+            activations[owner] = Quantizer(gates.fitted(low, high, one, numbers), "uint8")
+        parameters = {owner: activations[owner].parameters for owner in gated}
+        cuts = gates.cuts(self._anatomy, plan, gated, parameters)
+        for node in self._anatomy.model.graph.node:
+            if node.name in cuts:
+                activations[plan.owners[node.output[0]]] = Quantizer(cuts[node.name].parameters, "uint8")
+        return cuts
 
     def _quantizer(self, owner: str, bits: int) -> Quantizer:
         if (owner, bits) not in self._quantizers:

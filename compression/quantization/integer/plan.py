@@ -23,7 +23,7 @@ _FREE = frozenset({"Gemm", "MatMul", "ConvTranspose"})
 _CUTS = frozenset({"Relu", "Clip"})
 # Operators with integer kernels that make new values. Those that reduce are worth it even when floats follow: what
 # they read is much larger than what they give.
-_COMPUTED = frozenset({"Add", "Mul", "Concat", "Sigmoid", "LeakyRelu"})
+_COMPUTED = frozenset({"Add", "Mul", "Concat", "Sigmoid", "HardSigmoid", "LeakyRelu"})
 _REDUCING = frozenset({"AveragePool", "GlobalAveragePool"})
 # Operators that only move values, which stay on the grid of their input.
 _MOVED = frozenset(

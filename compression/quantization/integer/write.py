@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from compression.graph import walk
 from compression.quantization.integer.codes import Codes
+from compression.quantization.integer.gates import Cut
 from compression.quantization.integer.plan import Anatomy, Plan
 from compression.quantization.integer.ranges import Parameters
 
@@ -67,6 +68,7 @@ class Contents:
         weights: By initializer; those of layers and of tables.
         biases: By the node name of the layer.
         tables: Names of the nodes that look rows up in a weight.
+        cuts: What hard sigmoids do to the numbers of their inputs, by node name.
         unsigned_weights: Store weights as uint8 around 128 instead of int8.
     """
 
@@ -74,6 +76,7 @@ class Contents:
     weights: Mapping[str, Codes]
     biases: Mapping[str, Bias]
     tables: frozenset[str]
+    cuts: Mapping[str, Cut]
     unsigned_weights: bool = False
 
 
@@ -138,6 +141,9 @@ class _Writer:
         for old in source.node:
             if old.name in self._removed:
                 continue
+            if old.name in self._contents.cuts:
+                self._cut(old, self._contents.cuts[old.name])
+                continue
             node = onnx.NodeProto()
             node.CopyFrom(old)
             layer = self._plan.layers.get(old.name)
@@ -160,6 +166,19 @@ class _Writer:
         self._nodes.append(node)
         for name in outputs:
             self._pair_behind(name)
+
+    def _cut(self, gate: onnx.NodeProto, cut: Cut) -> None:
+        """A hard sigmoid: the numbers of its input, cut off and read with another scale."""
+        value = gate.output[0]
+        self._store(f"{value}_scale", np.float32(cut.parameters.scale))
+        self._store(f"{value}_zero_point", np.uint8(cut.parameters.zero_point))
+        self._store(f"{value}_lowest", np.uint8(cut.low))
+        self._store(f"{value}_highest", np.uint8(cut.high))
+        numbers = f"{value}_numbers"
+        inputs = [f"{gate.input[0]}_QuantizeLinear_Output", f"{value}_lowest", f"{value}_highest"]
+        self._nodes.append(helper.make_node("Clip", inputs, [numbers], gate.name))
+        parts = [numbers, f"{value}_scale", f"{value}_zero_point"]
+        self._nodes.append(self._dequantize(value, parts, self._dequantized(value), None))
 
     def _is_rounded_output(self, value: str) -> bool:
         return value in self._outputs and value in self._plan.owners and value not in self._plan.exact
@@ -268,12 +287,20 @@ class _Writer:
         graph.input.extend(source.graph.input)
         graph.output.extend(source.graph.output)
         graph.node.extend(self._nodes)
+        self._drop_unread_floats(graph, set(self._all_read(result)) | self._outputs)
         used = set(self._all_read(result)) | self._outputs
         defined = set(walk.defined(graph))
         graph.initializer.extend(tensor for tensor in source.graph.initializer if tensor.name in used)
         graph.initializer.extend(self._stored)
         graph.value_info.extend(value for value in source.graph.value_info if value.name in defined)
         return result
+
+    @staticmethod
+    def _drop_unread_floats(graph: onnx.GraphProto, used: set[str]) -> None:
+        """Take out what dequantizes values of which only the numbers are read: the runtime would compute it."""
+        unread = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]
+        for node in unread:
+            graph.node.remove(node)
 
     @staticmethod
     def _all_read(model: onnx.ModelProto) -> Iterator[str]:
