@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     """Largest wall time that a job may ask for."""
     job_memory_limit_bytes: int = Field(default=0, ge=0)
     """Address space of a job's child process, in bytes; 0 means 80 % of this machine's memory."""
+    held_model_bytes: int = Field(default=2 * GIB - MIB, ge=MIB)
+    """A model with external data of more bytes is not read into memory as a whole, where a job's steps can do
+    without."""
     warm_children: int = Field(default=1, ge=0, le=64)
     """Child processes that wait with their imports done, so that the next job starts at once."""
     sandbox: Literal["auto", "bubblewrap", "rlimits"] = "auto"

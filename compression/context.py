@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from compression.errors import Cancelled
+from compression.graph.limits import LARGEST_MESSAGE
+from compression.memory import memory_limit
 
 
 class Progress(Protocol):
@@ -54,6 +56,9 @@ class Context:
         progress: Called at every change of phase and now and then within one.
         is_cancelled: Asked between units of work; once it says True the run raises `Cancelled`.
         step_cache: Where finished steps are found and kept, or None.
+        held_bytes: A model with external data of more bytes is not read into memory as a whole, where the steps can
+            do without.
+        memory_bytes: Memory that the run may count on; 0 for what the machine or the process's limits allow.
     """
 
     workdir: Path
@@ -62,6 +67,13 @@ class Context:
     progress: Progress = field(default=_ignore_progress)
     is_cancelled: Callable[[], bool] = field(default=_never_cancelled)
     step_cache: StepCache | None = None
+    held_bytes: int = LARGEST_MESSAGE
+    memory_bytes: int = 0
+
+    @property
+    def memory(self) -> int:
+        """Memory that the run may count on, in bytes."""
+        return self.memory_bytes or memory_limit()
 
     def within(self, start: float, end: float) -> Context:
         """The same surroundings for a part of the run, whose progress from 0 to 1 is a share of the whole."""

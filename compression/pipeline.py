@@ -26,11 +26,13 @@ from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected, ModelRejected
+from compression.fitting import fitted
 from compression.graph.architectures.companion import read_companion
 from compression.graph.architectures.formats import is_levity
 from compression.graph.architectures.spec import COMPANION
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
+from compression.graph.skeleton import outside_bytes
 from compression.quantization.isa import cpu_facts
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
@@ -94,7 +96,7 @@ def run(
         # The verifying process starts first: what it imports is imported while the steps work.
         with Verifier(context.workdir, threads=context.threads) as verifier:
             context.progress("loading", 0.0)
-            loaded = load(model)
+            loaded = load(model, held_bytes=context.held_bytes)
             original = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
             feeds = {role: _feed(source, original, role) for role, source in sources.items()}
             context.check_cancelled()
@@ -113,7 +115,8 @@ def run(
                 student_sha256=hashes.student,
             )
             path = _in_one_file(model, loaded, context)
-            subject = _Subject(path, original, spec, context, feeds, None if second is None else second.model)
+            beside = tuple(path.with_name(name) for name in loaded.external_files) if path == model else ()
+            subject = _Subject(path, beside, original, spec, context, feeds, None if second is None else second.model)
             result_model, steps = _apply_all(loaded.model, subject, keys)
             written = _write_and_verify(result_model, subject, verifier)
             coded = _code_and_verify(written, subject, verifier)
@@ -138,9 +141,10 @@ class _Hashes:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What a run is about; `path` is the original, complete in one file."""
+    """What a run is about; `path` is the original, and `beside` are the files in which it keeps weights."""
 
     path: Path
+    beside: tuple[Path, ...]
     summary: ModelSummary
     spec: PipelineSpec
     context: Context
@@ -170,8 +174,8 @@ def _feed(source: DataSource, model: ModelSummary, role: str) -> ModelFeed:
 
 
 def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
-    """The original as it was uploaded, or decoded, or joined with its external data where one file can hold both."""
-    if not loaded.external_files and not is_levity(model):
+    """The original as it was uploaded, or decoded, or joined with its external data where that was read."""
+    if (not loaded.external_files or outside_bytes(loaded.model)) and not is_levity(model):
         return model
     path = context.workdir / "original.onnx"
     publishing.write_any_size(path, loaded.model)
@@ -203,7 +207,7 @@ def _apply_all(
         part = context.within(index / len(spec.steps), (index + 1) / len(spec.steps))
         part.progress(_PHASES[step.type], 0.0)
         begun = time.perf_counter()
-        model, details = apply(step, model, part, subject.material(keys[index]))
+        model, details = apply(step, fitted(step, index, model, part), part, subject.material(keys[index]))
         done.append(_Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
         if cache is not None:
             _keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)
@@ -223,8 +227,8 @@ def _resume(model: onnx.ModelProto, cache: StepCache, keys: Sequence[str]) -> tu
         try:
             details = json.loads((folder / "details.json").read_bytes())
             done = [_Done.model_validate(one) for one in details]
-            kept = onnx.ModelProto.FromString((folder / publishing.MODEL).read_bytes())
-        except (OSError, ValueError, TypeError, DecodeError, ValidationError):
+            kept = publishing.read_any_size(folder / publishing.MODEL)
+        except (OSError, ValueError, TypeError, DecodeError, ValidationError, ModelRejected):
             continue  # a damaged entry costs the time of computing the step again, and no more
         if len(done) == count:
             return kept, done
@@ -233,7 +237,7 @@ def _resume(model: onnx.ModelProto, cache: StepCache, keys: Sequence[str]) -> tu
 
 def _keep(cache: StepCache, key: str, folder: Path, model: onnx.ModelProto, done: Sequence[_Done]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    publishing.write_model(folder / publishing.MODEL, model)
+    publishing.write_any_size(folder / publishing.MODEL, model)
     (folder / "details.json").write_text(json.dumps([one.model_dump(mode="json") for one in done]))
     cache.put(key, folder)
 
@@ -244,11 +248,17 @@ def _write_and_verify(model: onnx.ModelProto, subject: _Subject, verifier: Verif
     out = context.workdir / "out"
     out.mkdir(exist_ok=True)
     path = out / publishing.MODEL
-    publishing.write_model(path, model)
+    publishing.write_any_size(path, model, own=context.workdir)
     context.progress("verifying", _STEPPED)
     context.check_cancelled()
     batch = _some_samples(subject)
-    verifier.verify(path, batch.inputs, reference_outputs(path, batch.inputs, context.threads))
+    if publishing.data_file(path).exists():
+        # This process does not hold what exceeds a file: another fresh one gives the outputs.
+        with Verifier(context.workdir, threads=context.threads) as other:
+            expected = other.outputs(path, batch.inputs)
+    else:
+        expected = reference_outputs(path, batch.inputs, context.threads)
+    verifier.verify(path, batch.inputs, expected)
     return path
 
 
@@ -284,24 +294,37 @@ def _measure(  # noqa: PLR0917 - private, and always all of them
 ) -> PipelineResult:
     """What the result weighs and does beside the original, with the files that hold it."""
     spec, context = subject.spec, subject.context
-    compressed = summarize(result_model, written.stat().st_size, 0)
+    data = publishing.data_file(written)
+    outside = data.stat().st_size if data.exists() else 0
+    compressed = summarize(result_model, written.stat().st_size + outside, outside)
     within = context.within(_VERIFIED, _MEASURED)
     within.progress("benchmarking", 0.0)
     context.check_cancelled()
     evaluation = subject.feeds.get("evaluation")
     measured = measure(
-        subject.path, written, spec.benchmark, within, subject.summary, compressed, evaluation, spec.seed
+        subject.path,
+        written,
+        spec.benchmark,
+        within,
+        subject.summary,
+        compressed,
+        evaluation,
+        spec.seed,
+        beside=subject.beside,
     )
-    artifacts = [publishing.describe(written)]
+    artifacts = [publishing.describe(path) for path in (written, data) if path.exists()]
     metrics, notes = list(measured.metrics), [*measured.notes, *_skipped(steps)]
     step = spec.steps[-1]
     if coded is not None and isinstance(step, Encode):
         artifacts.append(publishing.describe(coded))
-        metric, note = coded_metric(subject.path, coded, step.coder, context)
+        metric, note = coded_metric(subject.path, coded, step.coder, context, beside=subject.beside)
         metrics.insert(2, metric)  # after the other sizes of files
         notes.append(note)
     weights = written.with_name(publishing.WEIGHTS)
-    saved = publishing.write_weights(weights, result_model, read_companion(subject.path.with_name(COMPANION)))
+    companion = read_companion(subject.path.with_name(COMPANION))
+    saved = publishing.write_weights(
+        weights, result_model, companion, held_bytes=min(context.held_bytes, context.memory // 4)
+    )
     if saved.tensors:
         artifacts.append(publishing.describe(weights))
     notes += saved.notes

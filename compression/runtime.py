@@ -29,6 +29,7 @@ class Model:
         threads: Intra-operator threads; 0 lets the runtime choose.
         cores: One for each thread, to pin the runtime's own threads to all but the first, which is the caller's.
         provider: What runs it; what that cannot run falls to the CPU.
+        mapped: Leave weights that lie beside the graph there, instead of packing copies of them for speed.
         profile: Have the runtime write down how long each node takes, into a file whose name begins like this.
 
     Raises:
@@ -42,6 +43,7 @@ class Model:
         cores: Sequence[int] = (),
         *,
         provider: Provider = "cpu",
+        mapped: bool = False,
         profile: Path | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
@@ -51,6 +53,8 @@ class Model:
             pinned = ";".join(str(core + 1) for core in cores[1:])
             options.add_session_config_entry("session.intra_op_thread_affinities", pinned)
         options.log_severity_level = 3
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)

@@ -83,6 +83,7 @@ def _execute(line: int, request: Request) -> Answer:
         threads=request.threads,
         progress=progress,
         step_cache=_ReportedSteps(line, workdir),
+        held_bytes=request.held_bytes,
     )
     data_sha256 = {role: data.sha256 for role, data in request.data.items()}
     result = run(
@@ -104,7 +105,7 @@ def _inspect_model(model: Path, request: Request) -> ModelInspected:
         graph = decode_file(model, out)
         return ModelInspected(summary=inspect_model(graph), files=(describe(graph),))
     if request.source is None:
-        return ModelInspected(summary=inspect_model(model))
+        return ModelInspected(summary=inspect_model(model, held_bytes=request.held_bytes))
     converted = convert(model, request.source, out, threads=request.threads)
     return ModelInspected(summary=converted.summary, files=tuple(describe(file) for file in converted.files))
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from compression.data_spec import ImagePreprocessing
 from compression.graph.architectures.spec import ModelSource
+from compression.graph.limits import LARGEST_MESSAGE
 from compression.result import ArtifactFile, PipelineResult
 from compression.signature import DatasetSummary, ModelSummary
 from compression.spec import PipelineSpec
@@ -74,6 +75,8 @@ class Request(BaseModel):
     spec: PipelineSpec | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 0
+    held_bytes: int = LARGEST_MESSAGE
+    """External data of more bytes stays in its files, where the steps can do without it in memory."""
 
 
 class _Event(BaseModel):

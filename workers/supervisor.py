@@ -146,7 +146,12 @@ class Supervisor:
                 lambda: lay_out_finished_steps(inputs, self._database, self._blobs, child.folder, lease.check)
             )
             device = "cuda" if self._queue is Queue.GPU else "cpu"
-            child.begin(request.model_copy(update={"device": device, "threads": self._threads}))
+            surroundings = {
+                "device": device,
+                "threads": self._threads,
+                "held_bytes": self._settings.held_model_bytes,
+            }
+            child.begin(request.model_copy(update=surroundings))
             try:
                 answer = self._listen(lease, child, inputs, finished)
             except (CancelRequested, TimeLimitReached, WorkerDrains):

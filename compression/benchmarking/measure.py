@@ -17,7 +17,7 @@ from compression.benchmarking.memory import Probes, memory_metrics
 from compression.benchmarking.profiling import profile
 from compression.benchmarking.quality import compare
 from compression.benchmarking.sides import Sides
-from compression.benchmarking.size import size_metrics
+from compression.benchmarking.size import model_bytes, size_metrics
 from compression.benchmarking.spec import BenchmarkSpec
 from compression.benchmarking.statistics import is_slower
 from compression.benchmarking.subject import Subject
@@ -47,11 +47,13 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
     compressed_summary: ModelSummary,
     evaluation: Dataset | None,
     seed: int,
+    *,
+    beside: Sequence[Path] = (),
 ) -> Measurement:
     """Measure a result against the original on this machine.
 
     Args:
-        original: The original, complete in one file.
+        original: The original.
         compressed: The result.
         spec: What to measure, how long and how.
         context: For its `workdir`, threads (where `spec` names none), progress from 0 to 1 and cancellation.
@@ -59,6 +61,7 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
         compressed_summary: Of the result.
         evaluation: Samples that fit the original; without them inputs are made up, and accuracy is not measured.
         seed: Of made-up inputs, the order of calls and the resampling.
+        beside: Files in which the original keeps weights, if it does.
 
     Raises:
         StepFailed: `benchmark_failed` when a model does not load or run, `provider_missing`.
@@ -68,9 +71,10 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
     inputs = Inputs(original_summary, compressed_summary, evaluation, spec, seed)
     subject = Subject(original, compressed, spec, context, inputs, seed, provider)
     found = _Findings()
-    found.add(*size_metrics(original, compressed, original_summary, compressed_summary, context))
+    found.add(*size_metrics(original, compressed, original_summary, compressed_summary, context, beside))
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=context.workdir) as folder:
         try:
+            _check_fits(subject, beside)
             _run_both(subject, found, Path(folder), made_up=evaluation is None)
         except _OnlySizes as only:
             return Measurement(tuple(found.metrics), (*found.notes, f"Only sizes were measured: {only}"), Measured())
@@ -85,6 +89,17 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
 
 class _OnlySizes(Exception):
     """The models cannot be run here; the message says why."""
+
+
+def _check_fits(subject: Subject, beside: Sequence[Path]) -> None:
+    """Whether models of several files fit into memory side by side: mapped, and packed anew as runtimes do."""
+    needed = 2 * (model_bytes(subject.original, beside) + model_bytes(subject.compressed))
+    memory = subject.context.memory
+    if beside and needed > memory:
+        raise _OnlySizes(
+            f"to run both models at once takes about {needed:,} bytes of memory, and this run has {memory:,}. Latency, "
+            "memory and agreement of outputs are not known."
+        )
 
 
 @dataclasses.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from compression.coding.coders import CoderName
@@ -16,6 +17,7 @@ _BLOCK = 1 << 20
 _GZIP = zlib.MAX_WBITS | 16
 # Level 9 takes about a second for 10 MB of weights and gains little over level 6.
 _LEVEL_9_UP_TO = 64 << 20
+_LEVEL_6_UP_TO = 1 << 30
 
 
 def gzip_size(path: Path, level: int, context: Context) -> int:
@@ -29,27 +31,42 @@ def gzip_size(path: Path, level: int, context: Context) -> int:
     return total + len(packer.flush())
 
 
-def model_bytes(path: Path) -> int:
-    """Bytes of a model's file, and of the one beside it where it exceeds one."""
-    return sum(part.stat().st_size for part in _parts(path))
+def model_bytes(path: Path, beside: Sequence[Path] = ()) -> int:
+    """Bytes of a model's file, and of those beside it where it exceeds one."""
+    return sum(part.stat().st_size for part in _parts(path, beside))
 
 
-def gzip_level(original: Path, compressed: Path) -> int:
-    """The level for both files: 9, or 6 where one is above 64 MB."""
-    return 9 if max(model_bytes(original), model_bytes(compressed)) <= _LEVEL_9_UP_TO else 6
+def gzip_level(largest: int) -> int:
+    """The level for files of which the largest has so many bytes: 9, 6 above 64 MB, 1 above 1 GB."""
+    return 9 if largest <= _LEVEL_9_UP_TO else 6 if largest <= _LEVEL_6_UP_TO else 1
 
 
-def size_metrics(
-    original: Path, compressed: Path, before: ModelSummary, after: ModelSummary, context: Context
+def size_metrics(  # noqa: PLR0917 - two of everything, and always all of them
+    original: Path,
+    compressed: Path,
+    before: ModelSummary,
+    after: ModelSummary,
+    context: Context,
+    beside: Sequence[Path] = (),
 ) -> tuple[list[Metric], list[str]]:
-    """Sizes of the two files and counts from their summaries, and notes on them."""
-    level = gzip_level(original, compressed)
+    """Sizes of the two files and counts from their summaries, and notes on them.
+
+    Args:
+        original: The original's graph.
+        compressed: The result's.
+        before: Summary of the original.
+        after: Of the result.
+        context: Asked whether to stop.
+        beside: Files in which the original keeps weights, if it does.
+    """
+    old, new = model_bytes(original, beside), model_bytes(compressed)
+    level = gzip_level(max(old, new))
     metrics = [
-        _smaller("file_bytes", "bytes", model_bytes(original), model_bytes(compressed)),
+        _smaller("file_bytes", "bytes", old, new),
         _smaller(
             "gzip_bytes",
             "bytes",
-            sum(gzip_size(part, level, context) for part in _parts(original)),
+            sum(gzip_size(part, level, context) for part in _parts(original, beside)),
             sum(gzip_size(part, level, context) for part in _parts(compressed)),
         ),
         _smaller("parameters", "count", before.parameters, after.parameters),
@@ -58,29 +75,32 @@ def size_metrics(
     if after.macs is not None:
         metrics.append(_smaller("macs", "count", before.macs, after.macs))
     notes = []
-    if model_bytes(compressed) > model_bytes(original):
-        grown = model_bytes(compressed) / model_bytes(original) - 1
+    if new > old:
+        grown = new / old - 1
         notes.append(f"The file grew by {grown:.1%}: what the steps added weighs more than what they saved.")
     if level != 9:
-        notes.append(f"Sizes after gzip are those of level {level}, because a file is larger than 64 MB.")
+        above = "64 MB" if level == 6 else "1 GB"
+        notes.append(f"Sizes after gzip are those of level {level}, because a file is larger than {above}.")
     return metrics, notes
 
 
-def coded_metric(original: Path, coded: Path, coder: CoderName, context: Context) -> tuple[Metric, str]:
+def coded_metric(
+    original: Path, coded: Path, coder: CoderName, context: Context, beside: Sequence[Path] = ()
+) -> tuple[Metric, str]:
     """Bytes of the coded result beside those of the original coded likewise, and a note on the two files themselves.
 
     An original that exceeds one file is not coded.
     """
     before = None
-    if not data_file(original).exists():
+    if len(_parts(original, beside)) == 1:
         before = len(encode(original.read_bytes(), coder=coder, between=context.check_cancelled).data)
-    upload, after = model_bytes(original), coded.stat().st_size
+    upload, after = model_bytes(original, beside), coded.stat().st_size
     note = f"{coded.name} has {after:,} bytes, the original {upload:,}: {size_verdict(upload / after)}."
     return _smaller("coded_bytes", "bytes", before, after), note
 
 
-def _parts(path: Path) -> list[Path]:
-    return [part for part in (path, data_file(path)) if part.exists()]
+def _parts(path: Path, beside: Sequence[Path] = ()) -> list[Path]:
+    return [path, *(beside or (part for part in (data_file(path),) if part.exists()))]
 
 
 def _smaller(name: str, unit: str, before: int | None, after: int) -> Metric:

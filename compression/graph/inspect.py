@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from compression.graph import walk
-from compression.graph.limits import DEFAULT_LIMITS, Limits
+from compression.graph.limits import DEFAULT_LIMITS, LARGEST_MESSAGE, Limits
 from compression.graph.load import load
 from compression.graph.macs import count_macs
 from compression.graph.parameters import QUANTIZED_OPERATORS, count_parameters
@@ -16,9 +16,9 @@ from compression.graph.tensors import dtype_name
 from compression.signature import Dimension, ModelSummary, TensorSpec
 
 
-def inspect_model(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> ModelSummary:
+def inspect_model(path: Path, *, limits: Limits = DEFAULT_LIMITS, held_bytes: int = LARGEST_MESSAGE) -> ModelSummary:
     """Load and describe an ONNX file; raises `ModelRejected` like `compression.graph.load.load`."""
-    loaded = load(path, limits=limits)
+    loaded = load(path, limits=limits, held_bytes=held_bytes)
     return summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
 
 

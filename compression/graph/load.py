@@ -14,9 +14,9 @@ from compression.coding.decode import decode
 from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
 from compression.graph.architectures.formats import LEVITY_MAGIC, holds_weights
-from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, LARGEST_MESSAGE, Limits
-from compression.graph.skeleton import weight_bytes, with_weights_as_inputs
-from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, stored_bytes
+from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, LARGEST_MESSAGE, SMALLEST_OUTSIDE, Limits
+from compression.graph.skeleton import outside_bytes, weight_bytes, with_weights_as_inputs
+from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, is_pinned, stored_bytes
 from compression.graph.wire import CutShort, NotWireFormat, outline
 
 FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
@@ -27,7 +27,8 @@ class LoadedModel:
     """A canonical model and what its upload weighed.
 
     Attributes:
-        model: Complete in itself: no external data, no functions, weights as named initializers.
+        model: No functions, weights as named initializers. Complete in itself, save for tensors that were to stay in
+            files of external data: those name them by their absolute paths (see `compression.graph.stored`).
         file_bytes: Bytes of the upload, external data included.
         external_data_bytes: Bytes of the files beside the graph.
         external_files: Names of those files, sorted.
@@ -44,13 +45,18 @@ def load_model(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProt
     return load(path, limits=limits).model
 
 
-def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> LoadedModel:
+def load(path: Path, *, limits: Limits = DEFAULT_LIMITS, held_bytes: int | None = None) -> LoadedModel:
     """Read an ONNX file and the external data in its folder, check both, and bring them into canonical form.
 
     A `.levity` file is decoded first.
 
     Names, opsets, IR version, dynamic axes and metadata stay as they are. External data moves into the model,
     functions are inlined, and weights that an exporter left in `Constant` nodes become initializers of the same name.
+
+    Args:
+        path: The file.
+        limits: What is accepted.
+        held_bytes: External data of more bytes stays in its files, save for small tensors; None: all is read.
 
     Raises:
         ModelRejected: `not_onnx`, `truncated_model`, `model_too_large`, `too_many_nodes`, `too_many_tensors`,
@@ -62,10 +68,13 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> LoadedModel:
         model, graph_bytes = _parse(path, limits)
         _check_structure(model, limits)
         external = ExternalData(path.parent)
-        _check_tensors(model, external, graph_bytes, limits)
+        outside = _check_tensors(model, external, graph_bytes, limits)
         _check_domains(model)
         functions.check_expansion(model, limits)
-        _canonicalize(model, external)
+        leave = held_bytes is not None and outside > held_bytes
+        if not leave and outside > limits.max_held_bytes:
+            raise ModelRejected("model_too_large", f"The model's data has more than {limits.max_held_bytes} bytes.")
+        _canonicalize(model, external, leave=leave)
         _check_structure(model, limits)
     except MemoryError:
         raise ModelRejected("model_too_large", "The model needs more memory than this process may use.") from None
@@ -127,7 +136,8 @@ def _check_structure(model: onnx.ModelProto, limits: Limits) -> None:
         raise ModelRejected("invalid_model", "The graph has no nodes.")
 
 
-def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: int, limits: Limits) -> None:
+def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: int, limits: Limits) -> int:
+    """Bytes of all tensors in external data."""
     total = graph_bytes
     for tensor in walk.tensors(model):
         check_declared(tensor)
@@ -138,6 +148,7 @@ def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: 
             raise ModelRejected(
                 "model_too_large", f"The model and its data have more than {limits.max_total_bytes} bytes."
             )
+    return total - graph_bytes
 
 
 def _check_domains(model: onnx.ModelProto) -> None:
@@ -152,14 +163,21 @@ def _check_domains(model: onnx.ModelProto) -> None:
             )
 
 
-def _canonicalize(model: onnx.ModelProto, external: ExternalData) -> None:
+def _canonicalize(model: onnx.ModelProto, external: ExternalData, *, leave: bool) -> None:
     for tensor in walk.tensors(model):
-        if is_external(tensor):
+        if is_external(tensor) and not (leave and stored_bytes(tensor) >= SMALLEST_OUTSIDE):
             external.read_into(tensor)
     model.ClearField("training_info")
     if model.functions:
         functions.inline(model)
     _constants_to_initializers(model)
+    for tensor in model.graph.initializer:
+        if is_external(tensor):
+            external.pin(tensor)
+    for tensor in walk.tensors(model):
+        # Subgraphs and attributes hold theirs themselves: steps look for weights among the initializers.
+        if is_external(tensor) and not is_pinned(tensor):
+            external.read_into(tensor)
 
 
 def _constants_to_initializers(model: onnx.ModelProto) -> None:
@@ -206,7 +224,7 @@ def _constant_weight(node: onnx.NodeProto) -> onnx.TensorProto | None:
 def _check_meaning(model: onnx.ModelProto, limits: Limits) -> None:
     """The specification's own checks, and the sizes of what the graph computes."""
     try:
-        fits = weight_bytes(model) <= LARGEST_MESSAGE
+        fits = weight_bytes(model) <= LARGEST_MESSAGE and not outside_bytes(model)
         # What tensors declare is checked already (`check_declared`), so the checker misses nothing.
         onnx.checker.check_model(model if fits else with_weights_as_inputs(model))
         inferred = shapes.infer(model)

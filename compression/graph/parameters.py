@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from compression.graph import walk
 from compression.graph.load import FLOAT_TYPES
+from compression.graph.stored import Stored, values
 from compression.graph.tensors import element_count, stored_bytes
 
 
@@ -81,11 +82,16 @@ def count_parameters(model: onnx.ModelProto) -> ParameterCount:
         elif tensor.name in beside:
             count = kept = 0
         elif tensor.data_type in FLOAT_TYPES:
-            count, kept = element_count(tensor), int(np.count_nonzero(numpy_helper.to_array(tensor)))
+            count, kept = element_count(tensor), _nonzero(Stored(tensor))
         else:
             continue
         elements, nonzero, size = elements + count, nonzero + kept, size + stored_bytes(tensor)
     return ParameterCount(elements, nonzero, size)
+
+
+def _nonzero(stored: Stored) -> int:
+    starts = range(0, stored.size, _PIECE)
+    return sum(int(np.count_nonzero(stored.part(at, min(at + _PIECE, stored.size)))) for at in starts)
 
 
 def _quantized(
@@ -121,17 +127,17 @@ def _nonzero_integers(
     node: onnx.NodeProto, layout: _Layout, tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto]
 ) -> int:
     """Weights that do not stand for zero, which is what the zero point stands for."""
-    values = numpy_helper.to_array(tensor)
+    codes = values(tensor)
     position = layout.zero_point
     name = node.input[position] if 0 <= position < len(node.input) else ""
     if name not in stored:
-        return int(np.count_nonzero(values))
+        return int(np.count_nonzero(codes))
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    zero = numpy_helper.to_array(stored[name])
+    zero = values(stored[name])
     if zero.size > 1:
         axis = attributes.get("axis", 1) if node.op_type == "DequantizeLinear" else layout.axis
-        zero = _aligned(zero, values.shape, axis, attributes.get("block_size", 0))
-    return int(np.count_nonzero(values != zero))
+        zero = _aligned(zero, codes.shape, axis, attributes.get("block_size", 0))
+    return int(np.count_nonzero(codes != zero))
 
 
 def _aligned(zero: npt.NDArray[np.generic], shape: tuple[int, ...], axis: int, block: int) -> npt.NDArray[np.generic]:
@@ -159,17 +165,19 @@ def _packed(node: onnx.NodeProto, tensor: onnx.TensorProto, stored: dict[str, on
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     block, bits = attributes.get("block_size", 128), attributes.get("bits", 4)
     rows = int(tensor.dims[0])
-    packed = numpy_helper.to_array(tensor).reshape(rows, -1)
-    columns = attributes.get("K", packed.shape[1] * 8 // bits)
+    packed = Stored(tensor)
+    width = packed.size // rows
+    columns = attributes.get("K", width * 8 // bits)
     blocks = math.ceil(columns / block)
     zero: npt.NDArray[np.generic] = np.full((rows, blocks), 1 << (bits - 1), np.uint8)
     name = node.input[3] if len(node.input) > 3 else ""
     if name in stored and stored[name].data_type == TensorProto.UINT8:
-        zero = _unpack(numpy_helper.to_array(stored[name]).reshape(rows, -1), bits)[:, :blocks]
+        zero = _unpack(values(stored[name]).reshape(rows, -1), bits)[:, :blocks]
     nonzero = 0
-    at_once = max(1, _PIECE // max(1, packed.shape[1]))
+    at_once = max(1, _PIECE // max(1, width))
     for start in range(0, rows, at_once):
-        codes = _unpack(packed[start : start + at_once], bits)[:, :columns]
+        stop = min(start + at_once, rows)
+        codes = _unpack(packed.part(start * width, stop * width).reshape(-1, width), bits)[:, :columns]
         zeros = np.repeat(zero[start : start + at_once], block, axis=1)[:, :columns]
         nonzero += int(np.count_nonzero(codes != zeros))
     return rows * columns, nonzero

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
-# Shape inference reads the values of small integer tensors (targets of Reshape, axes, repeats) and of no others.
-_SMALL = 1024
+from compression.graph.skeleton import is_small
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= _SMALL:
+        # Shape inference reads the values of small integer tensors (targets of Reshape, axes, repeats), no others.
+        if is_small(tensor):
             graph.initializer.append(tensor)
         else:
             graph.initializer.append(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))

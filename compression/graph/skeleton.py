@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from google.protobuf.message import Message
+
+from compression.graph.tensors import is_external, stored_bytes
 
 # Shape inference and runtimes want the values of small tensors (axes, targets of Reshape) at hand.
 _SMALL = 1024
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the initializers, without counting the model as a whole, which protobuf refuses above 2 GiB."""
+    """Bytes of the initializers in memory, without counting the model as a whole: protobuf refuses it above 2 GiB."""
     return sum(tensor.ByteSize() for tensor in model.graph.initializer)
+
+
+def outside_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the initializers whose values lie in files (see `compression.graph.stored`)."""
+    return sum(stored_bytes(tensor) for tensor in model.graph.initializer if is_external(tensor))
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -22,12 +31,15 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose large initializers are inputs of the same name, type and shape."""
+def with_weights_as_inputs(
+    model: onnx.ModelProto, chosen: Collection[onnx.TensorProto] | None = None
+) -> onnx.ModelProto:
+    """A copy whose large initializers, or those that are chosen, are inputs of the same name, type and shape."""
     copy = without_weights(model)
     present = {value.name for value in copy.graph.input}
+    names = None if chosen is None else {tensor.name for tensor in chosen}
     for tensor in model.graph.initializer:
-        if is_small(tensor):
+        if is_small(tensor) if names is None else tensor.name not in names:
             copy.graph.initializer.append(tensor)
         elif tensor.name not in present:
             copy.graph.input.append(
@@ -38,7 +50,7 @@ def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def is_small(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor stays in the graph where weights are kept beside it."""
-    return bool(tensor.ByteSize() <= _SMALL)
+    return not is_external(tensor) and bool(tensor.ByteSize() <= _SMALL)
 
 
 def _copy_fields(source: Message, copy: Message, *, but: str) -> None:

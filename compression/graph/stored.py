@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from compression.graph.tensors import element_count, is_external
+from compression.graph.skeleton import without_weights
+from compression.graph.tensors import element_count, is_external, stored_bytes
 
 Array = npt.NDArray[Any]
 
@@ -51,3 +53,42 @@ def place(tensor: onnx.TensorProto) -> tuple[Path, int]:
     """File and offset of a tensor whose data lies outside the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return Path(entries["location"]), int(entries.get("offset", "0"))
+
+
+def held(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """The tensor with its bytes in it: itself, or a copy where they lie in a file."""
+    if not is_external(tensor):
+        return tensor
+    copy = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    copy.raw_data = b"".join(pieces(tensor, stored_bytes(tensor)))
+    return copy
+
+
+def values(tensor: onnx.TensorProto) -> Array:
+    """All elements, wherever they lie."""
+    return numpy_helper.to_array(held(tensor))
+
+
+def pieces(tensor: onnx.TensorProto, size: int = 1 << 22) -> Iterator[bytes]:
+    """The bytes of a tensor that lies in a file, `size` at a time."""
+    path, offset = place(tensor)
+    left = stored_bytes(tensor)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            piece = file.read(min(size, left))
+            if not piece:
+                msg = f"'{path.name}' became shorter while it was in use"
+                raise OSError(msg)
+            left -= len(piece)
+            yield piece
+
+
+def hold_all(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with all values in memory: the model itself, or a copy."""
+    if not any(is_external(tensor) for tensor in model.graph.initializer):
+        return model
+    copy = without_weights(model)
+    for tensor in model.graph.initializer:
+        copy.graph.initializer.append(held(tensor))
+    return copy

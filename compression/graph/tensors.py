@@ -88,6 +88,21 @@ def _expected_entries(tensor: onnx.TensorProto, count: int) -> int:
     return count
 
 
+def is_pinned(tensor: onnx.TensorProto) -> bool:
+    """Whether the bytes lie in a file that an absolute path names, which uploads never do."""
+    return any(entry.key == "location" and entry.value.startswith("/") for entry in tensor.external_data)
+
+
+def set_place(tensor: onnx.TensorProto, location: Path | str, offset: int) -> None:
+    """Say that a tensor's bytes lie in a file from `offset` on."""
+    entries = {"location": str(location), "offset": str(offset), "length": str(stored_bytes(tensor))}
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    tensor.data_location = TensorProto.EXTERNAL
+
+
 class ExternalData:
     """The flat folder beside a model, from which its external tensors are read.
 
@@ -146,6 +161,11 @@ class ExternalData:
         tensor.raw_data = data
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
+
+    def pin(self, tensor: onnx.TensorProto) -> None:
+        """Leave a tensor's bytes in their file, named by its absolute path (see `compression.graph.stored`)."""
+        location, offset, _ = self.region(tensor)
+        set_place(tensor, self._folder.resolve() / location, offset)
 
     def _file_size(self, location: str) -> int:
         if (

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compression.graph import walk
+from compression.graph.stored import values
 
 
 def with_plain_biases(model: onnx.ModelProto) -> list[str]:
@@ -34,8 +35,8 @@ def with_plain_biases(model: onnx.ModelProto) -> list[str]:
         elif channels is None or (len(bias.dims) == 2 and bias.dims[0] != 1):
             unfit.append(node.name)
         elif beta != 1.0 or list(bias.dims) != [channels]:
-            values = numpy_helper.to_array(bias)
-            plain = np.broadcast_to(values * values.dtype.type(beta), (1, channels))[0]
+            whole = values(bias)
+            plain = np.broadcast_to(whole * whole.dtype.type(beta), (1, channels))[0]
             # A bias of its own: others may use the stored one.
             node.input[2] = f"{node.output[0]}_bias"
             model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(plain), node.input[2]))
@@ -74,9 +75,9 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
 
 
 def _product_and_sum(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[onnx.NodeProto]:
-    values = numpy_helper.to_array(weight)
-    oriented = values.T if walk.integer(node, "transB") else values
-    scaled = np.ascontiguousarray(oriented * values.dtype.type(walk.real(node, "alpha", 1.0)))
+    whole = numpy_helper.to_array(weight)
+    oriented = whole.T if walk.integer(node, "transB") else whole
+    scaled = np.ascontiguousarray(oriented * whole.dtype.type(walk.real(node, "alpha", 1.0)))
     weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
     bias = _bias(node)
     if bias is None:

@@ -18,6 +18,8 @@ from compression.context import Context
 from compression.errors import StepFailed
 from compression.graph import walk
 from compression.graph.parameters import QUANTIZED_OPERATORS
+from compression.graph.skeleton import with_weights_as_inputs
+from compression.graph.tensors import is_external
 from compression.graph.weights import Weight, find_weights, read, select
 from compression.quantization.names import check_unique, make_room, name_taken
 
@@ -229,14 +231,24 @@ def at_least_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     have = opset(model)
     if not have or have >= version:
         return model
+    outside = [tensor for tensor in model.graph.initializer if is_external(tensor)]
     try:
-        return onnx.version_converter.convert_version(model, version)
+        # The converter would look for what lies in files: it sees those tensors as inputs.
+        given = with_weights_as_inputs(model, outside) if outside else model
+        converted = onnx.version_converter.convert_version(given, version)
     except (RuntimeError, ValueError, TypeError) as error:
         raise StepFailed(
             "unsupported_by_runtime",
             f"The model has operator set {have}, which cannot be converted to the {version} that quantization needs: "
             f"{' '.join(str(error).split())[:300]}",
         ) from None
+    if outside:
+        names = {tensor.name for tensor in outside}
+        inputs = [value for value in converted.graph.input if value.name not in names]
+        del converted.graph.input[:]
+        converted.graph.input.extend(inputs)
+        converted.graph.initializer.extend(outside)
+    return converted
 
 
 def finished(result: onnx.ModelProto, original: onnx.ModelProto, context: Context) -> onnx.ModelProto:
@@ -280,6 +292,19 @@ def check_loads(result: onnx.ModelProto, context: Context) -> None:
     """
     with runtime_failures("loading the quantized model"):
         session(result.SerializeToString(), context)
+
+
+def check_loads_mapped(path: Path, context: Context) -> None:
+    """Let ONNX Runtime load a model whose weights lie beside its graph, and leave them there.
+
+    Raises:
+        StepFailed: `unsupported_by_runtime` when it cannot.
+    """
+    import onnxruntime  # noqa: PLC0415 - half a second that only a run needs
+
+    level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with runtime_failures("loading the quantized model"):
+        session(path, context, entries={"session.disable_prepacking": "1"}, graph_optimization_level=level)
 
 
 def sort(graph: onnx.GraphProto) -> None:

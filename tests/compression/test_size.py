@@ -53,7 +53,8 @@ def test_large_files_are_packed_less_hard_and_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(size, "_LEVEL_9_UP_TO", 1100)
     (tmp_path / "small").write_bytes(bytes(1000))
     (tmp_path / "large").write_bytes(bytes(1250))
-    assert size.gzip_level(tmp_path / "small", tmp_path / "small") == 9
+    assert size.gzip_level(1000) == 9
+    assert size.gzip_level(2 << 30) == 1
     summary = inspect_model(save(mlp(), tmp_path / "model.onnx"))
     notes = size.size_metrics(tmp_path / "large", tmp_path / "small", summary, summary, Context(tmp_path))[1]
     assert notes == ["Sizes after gzip are those of level 6, because a file is larger than 64 MB."]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,8 +14,10 @@ from compression.context import Context
 from compression.data import Dataset
 from compression.data.feed import ModelFeed
 from compression.errors import DataRejected, StepFailed
+from compression.graph.data_file import DataFile, graph_beside
 from compression.graph.inspect import summarize
-from compression.graph.stored import Stored
+from compression.graph.stored import Stored, hold_all
+from compression.graph.tensors import is_external
 from compression.graph.weights import Weight, check_finite
 from compression.quantization import gemm, prepare
 from compression.quantization.spec import QuantizeWeightOnly
@@ -38,6 +43,9 @@ def quantize_weight_only(
     (of convolutions, recurrent layers, stacks of matrices) codes that DequantizeLinear decodes at run time; where that
     operator needs a later operator set than the model has, the model is converted.
 
+    Weights that lie in files (see `compression.graph.stored`) are read, quantized and written one after another, into
+    a file in the run's folder, where the result leaves them.
+
     Returns:
         The quantized model (the argument is not changed), and per weight the method, the form, the bits at rest and
         the mean squared error, or why it was skipped.
@@ -48,6 +56,8 @@ def quantize_weight_only(
         DataRejected: `calibration_data_missing`, `dataset_mismatch` or `non_finite_values`.
     """
     feed = _feed(model, spec, calibration)
+    if feed is not None:
+        model = hold_all(model)  # calibration runs it
     result = prepare.working_copy(model)
     chosen, _ = prepare.pick(result, spec.include, spec.exclude, _DTYPES)
     gemm.with_plain_biases(result)
@@ -61,24 +71,50 @@ def quantize_weight_only(
 
     def keep(plan: Plan, assembly: Assembly, error: float, details: Mapping[str, object]) -> None:
         nonlocal done
-        rewriter.replace(plan, assembly.tensors())
+        tensors = assembly.tensors()
+        rewriter.replace(plan, tensors if beside is None else [beside.put(tensor) for tensor in tensors])
         done += 1
         context.progress("quantizing", done / len(able), plan.weight.name)
         report[plan.weight.name] |= {"mean_squared_error": error / plan.weight.size, **details}
 
     layers = find_layers(result, able) if feed is not None else {}
-    for plan in able:
-        if plan.weight.name not in layers:
-            context.check_cancelled()
-            assembly, error = _quantized(plan, Stored(stored[plan.weight.name]), spec)
-            keep(plan, assembly, error, {"method": "rtn" if spec.method == "gptq" else spec.method})
-    if feed is not None:
-        for layer, moments in second_moments(result, layers, feed, spec, context):
-            context.check_cancelled()
-            assembly, error, sqnr = _compensated(layer, Stored(stored[layer.plan.weight.name]), moments, spec)
-            keep(layer.plan, assembly, error, {"method": "gptq", "output_sqnr": sqnr})
-    rewriter.drop_unread()
-    return prepare.finished(result, model, context), {"weights": list(report.values())}
+    with _file_for(result, context) as beside:
+        for plan in able:
+            if plan.weight.name not in layers:
+                context.check_cancelled()
+                assembly, error = _quantized(plan, Stored(stored[plan.weight.name]), spec)
+                keep(plan, assembly, error, {"method": "rtn" if spec.method == "gptq" else spec.method})
+        if feed is not None:
+            for layer, moments in second_moments(result, layers, feed, spec, context):
+                context.check_cancelled()
+                assembly, error, sqnr = _compensated(layer, Stored(stored[layer.plan.weight.name]), moments, spec)
+                keep(layer.plan, assembly, error, {"method": "gptq", "output_sqnr": sqnr})
+        rewriter.drop_unread()
+        if beside is None:
+            prepare.finished(result, model, context)
+        else:
+            _finish_beside(beside, prepare.tidied(result, model), context)
+    return result, {"weights": list(report.values())}
+
+
+@contextmanager
+def _file_for(model: onnx.ModelProto, context: Context) -> Iterator[DataFile | None]:
+    """A file for what is made of weights that lie in files; None where all are in memory."""
+    if not any(is_external(tensor) for tensor in model.graph.initializer):
+        yield None
+        return
+    folder = Path(tempfile.mkdtemp(prefix="weights-", dir=context.workdir))
+    with DataFile(folder / "weights.data") as file:
+        yield file
+
+
+def _finish_beside(beside: DataFile, result: onnx.ModelProto, context: Context) -> None:
+    """Move all that is left into the file, and have the runtime load both."""
+    beside.take_in(result)
+    graph = beside.path.with_name("model.onnx")
+    graph.write_bytes(graph_beside(result, beside.path).SerializeToString())
+    prepare.check_loads_mapped(graph, context)
+    graph.unlink()
 
 
 def _feed(model: onnx.ModelProto, spec: QuantizeWeightOnly, calibration: Dataset | None) -> ModelFeed | None:
