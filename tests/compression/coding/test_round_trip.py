@@ -86,7 +86,8 @@ def test_any_array(data):
     rng = np.random.default_rng(seed)
     values = rng.integers(0, levels, shape)
     values = np.where(rng.random(shape) < zeros, 0, values)
-    array = np.asarray(values * (0.37 if kind[0] == "f" else 1)).astype(kind)
+    with np.errstate(over="ignore"):  # half precision ends at 65,504: beyond are infinities, which are numbers, too
+        array = np.asarray(values * (0.37 if kind[0] == "f" else 1)).astype(kind)
     model = files.arrays_file(w=array)
     assert decode(encode(model, coder=data.draw(st.sampled_from(CODERS))).data) == model
 
