@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,10 +42,12 @@ class QuantizeStatic(StepSpec):
     """One weight scale for each output channel instead of one for each tensor."""
     symmetric_activations: bool = False
     """Zero point of activations fixed at zero; costs range, saves work on some accelerators."""
-    calibration: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    calibration: Literal["best", "minmax", "percentile", "entropy", "mse"] = "best"
     """How a range is read off the calibration batches: the extremes, a percentile of the values (half of the rest on
     either side), the range that loses the least information (Migacz 2017), or the one whose rounding and clipping
-    together err least in the sum of squares."""
+    together err least in the sum of squares. `best` quantizes the whole model with the extremes and with the least
+    error, and keeps what agrees better with the float model on calibration samples: clipping errs less in each value,
+    but always to the same side, which many layers add up."""
     percentile: float = Field(default=99.99, ge=50, le=100)
     """Share of values inside the range, in percent. Used by calibration `percentile`."""
     weight_range: Literal["max", "mse"] = "mse"
@@ -58,10 +60,11 @@ class QuantizeStatic(StepSpec):
     """Rescale channels so that the weights of neighbouring layers reach equally far, which computes the same
     (cross-layer equalization, Nagel et al. 2019, section 4.1). Through ReLU and pooling, not through ReLU6, which cuts
     all channels at one value. Channels that are nearly alike stay."""
-    smoothing: float | None = Field(default=None, ge=0, le=1)
+    smoothing: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = "auto"
     """Rescale the channels of activations behind layers and layer norms by max|x|^smoothing / max|w|^(1 - smoothing),
-    which moves outliers into the weights and computes the same (SmoothQuant, Xiao et al. 2022, which takes 0.5). None:
-    leave them."""
+    which moves outliers into the weights and computes the same (SmoothQuant, Xiao et al. 2022, which takes 0.5). Where
+    not only layers read the activation, these read a copy. `auto`: 0.7 where layers read what layer norms give and the
+    whole model agrees better with the float one then; None: leave channels as they are."""
     calibration_samples: int = Field(default=256, ge=1, le=1_000_000)
     """At most so many samples of the calibration dataset are run through the model."""
     reduce_range: bool | None = None

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from compression.graph import shapes, walk
-from compression.graph.weights import replace
+from compression.graph.weights import replace as replace_weights
 from compression.quantization.integer.plan import Anatomy, Layer
 
 Array = npt.NDArray[Any]
@@ -44,8 +44,9 @@ class Link:
         rows: Initializer with the producer's weights, of which each output channel is divided.
         rows_axis: Axis of the output channels.
         biases: Initializers of one axis that are divided as well.
-        consumers: All that read the value.
+        consumers: The layers that read the value.
         channels: Channels of the producer; consumers may read several positions of each, side by side.
+        is_shared: Whether others read the value, too: then it stays, and the consumers read a divided copy.
     """
 
     value: str
@@ -55,6 +56,7 @@ class Link:
     biases: tuple[str, ...]
     consumers: tuple[Layer, ...]
     channels: int
+    is_shared: bool = False
 
 
 def links(anatomy: Anatomy) -> list[Link]:
@@ -78,10 +80,21 @@ class _Finder:
             consumers.setdefault(layer.activation, []).append(layer)
         for value, layers in consumers.items():
             usable = all(layer.operator in _LAYERS and self._is_own(layer.weight) for layer in layers)
+            found = None
             if usable and self._uses[value] == len(layers):
                 found = self._behind(value, layers)
-                if found is not None:
-                    yield found
+            elif usable:
+                found = self._shared(value, layers)
+            if found is not None:
+                yield found
+
+    def _shared(self, value: str, layers: Sequence[Layer]) -> Link | None:
+        """The link that ends in what a layer norm gives, where others than layers read it: residual sums."""
+        node = self._producers.get(value)
+        if node is None or node.op_type != "LayerNormalization":
+            return None
+        found = self._from_norm(value, node, layers)
+        return None if found is None else replace(found, is_shared=True)
 
     def _behind(self, value: str, layers: Sequence[Layer]) -> Link | None:
         """The link that ends in a value, if what makes it can be divided."""
@@ -277,12 +290,13 @@ class Equalizer:
         """Divide a value's channels; whether any was."""
         if np.all(factors == 1):
             return False
-        rows = self._arrays[link.rows]
-        shape = [1] * rows.ndim
-        shape[link.rows_axis] = -1
-        self._arrays[link.rows] = rows / factors.reshape(shape)
-        for name in link.biases:
-            self._arrays[name] = self._arrays[name] / factors
+        if not link.is_shared:
+            rows = self._arrays[link.rows]
+            shape = [1] * rows.ndim
+            shape[link.rows_axis] = -1
+            self._arrays[link.rows] = rows / factors.reshape(shape)
+            for name in link.biases:
+                self._arrays[name] = self._arrays[name] / factors
         for layer in link.consumers:
             side_by_side = np.repeat(factors, input_channels(layer) // link.channels)
             self._arrays[layer.weight] = times_input(self._arrays[layer.weight], layer, side_by_side)
@@ -293,8 +307,29 @@ class Equalizer:
         """The graph with the rescaled weights."""
         result = onnx.ModelProto()
         result.CopyFrom(self._anatomy.model)
-        replace(result, {name: np.ascontiguousarray(values, np.float32) for name, values in self._arrays.items()})
+        replace_weights(result, {name: np.ascontiguousarray(one, np.float32) for name, one in self._arrays.items()})
+        copies = {link.value: link for link in self._links if link.is_shared and np.any(self._total[link.value] != 1)}
+        if copies:
+            self._divide_copies(result.graph, copies)
         return result
+
+    def _divide_copies(self, graph: onnx.GraphProto, links: Mapping[str, Link]) -> None:
+        """Behind each shared value a product with what its copy is divided by, which the consumers read instead."""
+        readers = {layer.node: link.value for link in links.values() for layer in link.consumers}
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            value = readers.get(node.name)
+            if value is not None:
+                node.input[list(node.input).index(value)] = f"{value}_divided"
+            nodes.append(node)
+            for name in node.output:
+                if name in links:
+                    factors = f"{name}_factors"
+                    graph.initializer.append(numpy_helper.from_array(1 / self._total[name], factors))
+                    nodes.append(helper.make_node("Mul", [name, factors], [f"{name}_divided"], f"{name}_divide"))
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
 
     def details(self) -> list[dict[str, object]]:
         """For each value how many channels were rescaled, and by what at least and at most."""

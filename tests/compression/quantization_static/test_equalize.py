@@ -139,21 +139,24 @@ def norm_and_projections(*, residual):
     return make_model(nodes, [value("x", ["n", 5, 8])], [value("y", ["n", 5, 8])], weights)
 
 
-def test_outliers_behind_a_norm_move_into_all_weights_that_they_meet(tmp_path):
-    model = norm_and_projections(residual=False)
+@pytest.mark.parametrize("residual", [False, True])
+def test_outliers_behind_a_norm_move_into_all_weights_that_they_meet(residual, tmp_path):
+    """Where a residual sum reads the norm's output too, it reads it as it is, and the layers a divided copy."""
+    model = norm_and_projections(residual=residual)
     x = np.random.default_rng(1).normal(size=(64, 5, 8)).astype(np.float32)
+    added = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) if residual else x
+    added = added * stored(model)["gamma"] + stored(model)["beta"] if residual else added
     found = {}
     for smoothing in (None, 0.5):
         spec = QuantizeStatic(smoothing=smoothing, equalization=False)
         calibrated = static.calibrate(model, spec, Context(tmp_path, threads=1), dataset(tmp_path, x=x))
         np.testing.assert_array_equal(outputs(calibrated.graph, x=x), outputs(model, x=x))
         result = static.insert(calibrated)
-        found[smoothing] = sqnr(outputs(model, x=x) - x, outputs(result, x=x) - x)
+        found[smoothing] = sqnr(outputs(model, x=x) - added, outputs(result, x=x) - added)
     (entry,) = calibrated.rescaled
     assert (entry["value"], entry["channels"]) == ("n", 8)
+    assert [link.is_shared for link in links(anatomy(model))] == [residual]
     assert found[0.5] > found[None] + 3
-    # The residual sum reads the norm's output as it is.
-    assert not links(anatomy(norm_and_projections(residual=True)))
 
 
 @pytest.mark.parametrize(("settings", "gain"), [({}, 12), ({"per_channel": False}, 15), ({"weight_bits": 4}, 12)])
