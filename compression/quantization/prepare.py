@@ -44,8 +44,15 @@ def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
             del values[:]
             values.extend(kept)
             copy.ir_version = max(copy.ir_version, 4)
+    _name_nodes(copy.graph)
+    make_room(copy)
+    return copy
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give, in place, a name to each node that has none or shares it."""
     taken: set[str] = set()
-    for node in copy.graph.node:
+    for node in graph.node:
         name = base = walk.display_name(node)
         count = 1
         while name in taken:
@@ -53,8 +60,6 @@ def working_copy(model: onnx.ModelProto) -> onnx.ModelProto:
             name = f"{base}#{count}"
         node.name = name
         taken.add(name)
-    make_room(copy)
-    return copy
 
 
 def choose(
@@ -182,7 +187,7 @@ def optimized(model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
     """The model after ONNX Runtime's basic optimizations, with shapes: constants folded, batch norms in convolutions.
 
     Batch norms that stay separate would cost a pair of quantizers each and keep convolutions from running in
-    integers. Nodes that remain keep their names.
+    integers. Nodes that remain keep their names; those that the runtime makes of others, such as HardSwish, get some.
     """
     import onnxruntime  # noqa: PLC0415 - half a second that only a run needs
 
@@ -197,6 +202,7 @@ def optimized(model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
         )
         result = onnx.load(path)
         _restore_names(result, model)
+        _name_nodes(result.graph)
         return onnx.shape_inference.infer_shapes(result, data_prop=True)
 
 

@@ -134,6 +134,28 @@ def test_parameters_reach_as_far_as_they_must(low, high, cut_below):
     assert (found.low - parameters.zero_point) * parameters.scale == pytest.approx(-3, rel=1e-5)
 
 
+def test_hard_swish_is_one_product_of_integers(tmp_path):
+    """ONNX's own HardSwish, which the runtime splits into nodes without names, several times in a graph."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c0"], "conv0", pads=[1, 1, 1, 1]),
+        helper.make_node("HardSwish", ["c0"], ["h0"], "swish0"),
+        helper.make_node("Conv", ["h0", "w1"], ["c1"], "conv1"),
+        helper.make_node("HardSwish", ["c1"], ["h1"], "swish1"),
+        helper.make_node("Conv", ["h1", "w2"], ["y"], "conv2"),
+    ]
+    weights = {"w0": 3 * weight(rng, 8, 3, 3, 3), "w1": 3 * weight(rng, 8, 8, 1, 1), "w2": weight(rng, 8, 8, 1, 1)}
+    model = make_model(nodes, [value("x", ["n", 3, 8, 8])], [value("y", ["n", 8, 8, 8])], weights)
+    result, details = quantize_static(model, QuantizeStatic(), Context(tmp_path), pictures(tmp_path, 64))
+    assert details["runtime"] == {
+        "integer_nodes": {"QLinearConv": 3, "QLinearMul": 2},
+        "float_layers": {},
+        "unfused_pairs": 2,
+    }
+    x = noise(5, 16)
+    assert sqnr(outputs(model, x=x), outputs(result, x=x)) > 28
+
+
 def test_what_is_a_gate():
     def node(**attributes):
         return helper.make_node("HardSigmoid", ["x"], ["y"], **attributes)
