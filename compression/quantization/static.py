@@ -25,7 +25,7 @@ from compression.quantization.integer.forms import with_integer_forms
 from compression.quantization.integer.kernels import kernels
 from compression.quantization.integer.observe import Statistics, observe
 from compression.quantization.integer.plan import Anatomy, Plan, examine, make_plan
-from compression.quantization.integer.ranges import grid
+from compression.quantization.integer.ranges import Method, grid
 from compression.quantization.integer.write import write
 from compression.quantization.isa import saturates
 from compression.quantization.spec import QuantizeStatic
@@ -178,10 +178,10 @@ class _Material:
         )
         limit = _limit(spec)
         # With more bits than that, steps are so small that cutting a range gains nothing.
-        both = ("mse", "minmax") if spec.activation_bits == _BITS_WORTH_CUTTING_FOR else ("minmax",)
+        both: tuple[Method, ...] = ("mse", "minmax") if spec.activation_bits == _BITS_WORTH_CUTTING_FOR else ("minmax",)
         for method in both if spec.calibration == "best" else (spec.calibration,):
             own = spec.model_copy(update={"calibration": method, "smoothing": smoothing})
-            filler = Filler(anatomy, tables(anatomy.model, self.weights), statistics, own, limit)
+            filler = Filler(anatomy, tables(anatomy.model, self.weights), statistics, own, limit, method=method)
             yield Calibrated(
                 self.model, anatomy, self.chosen, self.float_nodes, statistics, own, limit, filler, rescaled
             )
@@ -214,7 +214,7 @@ def _best(found: Sequence[Calibrated], feed: ModelFeed, context: Context) -> Cal
     agreement = Agreement(found[0].graph, feed, context, _AGREEMENT_SAMPLES)
     ratios = [agreement.sqnr(insert(one)) for one in found]
     best = max(range(len(found)), key=ratios.__getitem__)
-    rows = tuple(
+    rows: tuple[dict[str, object], ...] = tuple(
         {
             "calibration": one.spec.calibration,
             "smoothing": one.spec.smoothing,

@@ -18,7 +18,7 @@ from compression.quantization.integer.gates import Cut
 from compression.quantization.integer.histogram import Extremes
 from compression.quantization.integer.observe import Statistics
 from compression.quantization.integer.plan import Anatomy, Layer, Plan
-from compression.quantization.integer.ranges import choose, grid, parameters
+from compression.quantization.integer.ranges import Method, choose, grid, parameters
 from compression.quantization.integer.write import Bias, Contents, Quantizer
 from compression.quantization.spec import QuantizeStatic
 
@@ -58,6 +58,7 @@ class Filler:
         statistics: What was seen of the activations.
         spec: The settings.
         limit: What bounds the numbers of weights.
+        method: How ranges are read off the statistics.
     """
 
     def __init__(
@@ -67,7 +68,10 @@ class Filler:
         statistics: Statistics,
         spec: QuantizeStatic,
         limit: Limit,
+        *,
+        method: Method,
     ) -> None:
+        self._method = method
         self._anatomy = anatomy
         self.lookups = lookups
         self._statistics = statistics
@@ -140,7 +144,7 @@ class Filler:
         }
         for owner, one in gated.items():
             numbers = grid(8, symmetric=False)
-            low, high = choose(self.seen(owner), self._spec.calibration, self._spec.percentile, numbers)
+            low, high = choose(self.seen(owner), self._method, self._spec.percentile, numbers)
             activations[owner] = Quantizer(gates.fitted(low, high, one, numbers), "uint8")
         parameters = {owner: activations[owner].parameters for owner in gated}
         cuts = gates.cuts(self._anatomy, plan, gated, parameters)
@@ -153,7 +157,7 @@ class Filler:
         if (owner, bits) not in self._quantizers:
             symmetric = self._spec.symmetric_activations
             numbers = grid(bits, symmetric=symmetric)
-            low, high = choose(self.seen(owner), self._spec.calibration, self._spec.percentile, numbers)
+            low, high = choose(self.seen(owner), self._method, self._spec.percentile, numbers)
             dtype = f"int{bits}" if symmetric else f"uint{bits}"
             self._quantizers[owner, bits] = Quantizer(parameters(low, high, numbers), dtype)
         return self._quantizers[owner, bits]

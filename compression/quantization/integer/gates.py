@@ -145,7 +145,9 @@ def cuts(
     """
     found: dict[str, Cut] = {}
     for node in anatomy.model.graph.node:
-        owner = plan.owners.get(node.input[0]) if node.op_type == OPERATOR and node.name in plan.integer else None
+        if node.op_type != OPERATOR or node.name not in plan.integer:
+            continue
+        owner = plan.owners[node.input[0]]
         if owner in gated and owner in parameters:
             one = cut(parameters[owner], gated[owner].gate, Grid(0, 255))
             if one is not None:
