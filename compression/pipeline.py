@@ -313,7 +313,7 @@ def _measure(  # noqa: PLR0917 - private, and always all of them
         beside=subject.beside,
     )
     artifacts = [publishing.describe(path) for path in (written, data) if path.exists()]
-    metrics, notes = list(measured.metrics), [*measured.notes, *_skipped(steps)]
+    metrics, notes = list(measured.metrics), [*measured.notes, *_remarks(steps)]
     step = spec.steps[-1]
     if coded is not None and isinstance(step, Encode):
         artifacts.append(publishing.describe(coded))
@@ -367,10 +367,12 @@ def _with_files(result: PipelineResult, *names: str, out: Path) -> PipelineResul
     return result.model_copy(update={"artifacts": (*result.artifacts, *added)})
 
 
-def _skipped(steps: Sequence[StepResult]) -> list[str]:
-    """A sentence for each step that left weights as they were."""
-    notes = []
+def _remarks(steps: Sequence[StepResult]) -> list[str]:
+    """What steps have to say, and a sentence for each that left weights as they were."""
+    notes: list[str] = []
     for step in steps:
+        said = step.details.get("notes")
+        notes += [f"steps[{step.index}] ({step.type}): {note}" for note in said] if isinstance(said, list) else []
         weights = step.details.get("weights")
         reasons = [one for one in weights if "skipped" in one] if isinstance(weights, list) else []
         if reasons:

@@ -85,3 +85,13 @@ def integer(node: onnx.NodeProto, name: str, default: int = 0) -> int:
 def real(node: onnx.NodeProto, name: str, default: float = 0.0) -> float:
     """The value of a float attribute."""
     return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), default)
+
+
+def integers(node: onnx.NodeProto, name: str) -> list[int]:
+    """The values of an attribute that lists integers; none where it is absent."""
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])
+
+
+def text(node: onnx.NodeProto, name: str, default: str = "") -> str:
+    """The value of a text attribute."""
+    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), default)

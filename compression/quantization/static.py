@@ -18,6 +18,7 @@ from compression.graph.inspect import summarize
 from compression.graph.weights import Weight, find_weights
 from compression.quantization import gemm, prepare
 from compression.quantization.agreement import Agreement
+from compression.quantization.integer import saturation
 from compression.quantization.integer.codes import Limit
 from compression.quantization.integer.equalize import Equalizer, links
 from compression.quantization.integer.fill import Bits, Filler, tables
@@ -26,6 +27,7 @@ from compression.quantization.integer.kernels import kernels
 from compression.quantization.integer.observe import Statistics, observe
 from compression.quantization.integer.plan import Anatomy, Plan, examine, make_plan
 from compression.quantization.integer.ranges import Method, grid
+from compression.quantization.integer.saturation import saturations
 from compression.quantization.integer.write import write
 from compression.quantization.isa import saturates
 from compression.quantization.spec import QuantizeStatic
@@ -57,6 +59,7 @@ class Calibrated:
         limit: What bounds the numbers of weights.
         filler: Turns ranges and weights into whole numbers, each once.
         rescaled: What equalization and smoothing did to the channels of each value.
+        feed: The calibration samples.
         tried: A row for each way to calibrate that was compared, where there were several.
     """
 
@@ -68,6 +71,7 @@ class Calibrated:
     spec: QuantizeStatic
     limit: Limit
     filler: Filler = field(repr=False)
+    feed: ModelFeed = field(repr=False)
     rescaled: tuple[dict[str, object], ...] = ()
     tried: tuple[dict[str, object], ...] = ()
 
@@ -100,7 +104,7 @@ def quantize_static(
     calibrated = calibrate(model, spec, context, calibration)
     result = insert(calibrated)
     found = kernels(result, context)
-    return result, {**describe(calibrated, result), "runtime": found.details()}
+    return result, {**describe(calibrated, result, context), "runtime": found.details()}
 
 
 def calibrate(
@@ -183,7 +187,16 @@ class _Material:
             own = spec.model_copy(update={"calibration": method, "smoothing": smoothing})
             filler = Filler(anatomy, tables(anatomy.model, self.weights), statistics, own, limit, method=method)
             yield Calibrated(
-                self.model, anatomy, self.chosen, self.float_nodes, statistics, own, limit, filler, rescaled
+                self.model,
+                anatomy,
+                self.chosen,
+                self.float_nodes,
+                statistics,
+                own,
+                limit,
+                filler,
+                self.feed,
+                rescaled,
             )
 
     def _rescaled(
@@ -274,14 +287,17 @@ def with_pairs(
     return result
 
 
-def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Collection[str] = ()) -> dict[str, object]:
-    """What was quantized by which ranges, and which nodes stay float.
+def describe(
+    calibrated: Calibrated, result: onnx.ModelProto, context: Context, float_nodes: Collection[str] = ()
+) -> dict[str, object]:
+    """What was quantized by which ranges, which nodes stay float, and what other CPUs may compute.
 
     Raises:
         StepFailed: `no_weights` when not one weight was quantized.
     """
     plan = calibrated.plan(float_nodes)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
+    saturating = saturations(result, plan, calibrated.feed, context)
     return {
         "weight_limit": calibrated.limit,
         "weights": _weights(calibrated, plan, stored, frozenset(float_nodes)),
@@ -289,6 +305,8 @@ def describe(calibrated: Calibrated, result: onnx.ModelProto, float_nodes: Colle
         "activations": _activations(calibrated, plan, stored),
         "rescaled_channels": list(calibrated.rescaled),
         "calibrations_tried": list(calibrated.tried),
+        "cpus_without_vnni": saturation.summary(saturating),
+        "notes": saturation.notes(saturating),
     }
 
 

@@ -8,8 +8,6 @@ import onnx
 
 from compression.context import Context
 from compression.data import Dataset
-from compression.data.feed import ModelFeed
-from compression.graph.inspect import summarize
 from compression.quantization.choice.latency import choose_by_latency
 from compression.quantization.choice.spec import SelectAll, SelectByLatency
 from compression.quantization.integer.kernels import kernels
@@ -35,24 +33,14 @@ def quantize_selected(
             return quantize_static(model, spec, context, calibration)
         case SelectByLatency():
             calibrated = calibrate(model, spec, context, calibration)
-            choice = choose_by_latency(calibrated, spec.selection, context, _feed(calibration, model), seed)
+            choice = choose_by_latency(calibrated, spec.selection, context, calibrated.feed, seed)
             if choice.model is None:
                 return model, {**_all_float(calibrated), **choice.details}
             found = kernels(choice.model, context)
-            described = describe(calibrated, choice.model, choice.left)
+            described = describe(calibrated, choice.model, context, choice.left)
             return choice.model, {**described, "runtime": found.details(), **choice.details}
         case _:
             assert_never(spec.selection)
-
-
-def _feed(calibration: Dataset | None, model: onnx.ModelProto) -> ModelFeed:
-    """The dataset, which `calibrate` has found to be there, under the names of the model's inputs."""
-    if isinstance(calibration, ModelFeed):
-        return calibration
-    if calibration is None:
-        msg = "there is no calibration dataset"
-        raise ValueError(msg)
-    return ModelFeed(calibration, summarize(model, 0, 0), "calibration")
 
 
 def _all_float(calibrated: Calibrated) -> dict[str, object]:
