@@ -64,7 +64,8 @@ def exceeding_pairs(rows: Array) -> npt.NDArray[np.bool_]:
     """
     pairs = _paired(rows.astype(np.int32))
     upper, lower = np.maximum(pairs, 0).sum(2), np.minimum(pairs, 0).sum(2)
-    return (_LARGEST * upper > _HIGH) | (_LARGEST * lower < _LOW)
+    result: npt.NDArray[np.bool_] = (_LARGEST * upper > _HIGH) | (_LARGEST * lower < _LOW)
+    return result
 
 
 def differences(activations: Array, rows: Array) -> npt.NDArray[np.int64]:
@@ -74,7 +75,7 @@ def differences(activations: Array, rows: Array) -> npt.NDArray[np.int64]:
         activations: (places, summed) uint8.
         rows: (channels, summed) int8.
     """
-    found = np.zeros((len(activations), len(rows)), np.int64)
+    found = np.zeros((len(rows), len(activations)), np.int64)
     channels, positions = np.nonzero(exceeding_pairs(rows))
     left, right = np.moveaxis(_paired(activations.astype(np.int32)), 2, 0)
     first, second = np.moveaxis(_paired(rows.astype(np.int32)), 2, 0)
@@ -83,8 +84,8 @@ def differences(activations: Array, rows: Array) -> npt.NDArray[np.int64]:
         where = channels[start : start + step], positions[start : start + step]
         sums = left[:, where[1]] * first[where] + right[:, where[1]] * second[where]
         excess = sums - np.clip(sums, _LOW, _HIGH)
-        np.add.at(found, (slice(None), where[0]), excess)
-    return found
+        np.add.at(found, where[0], excess.T)
+    return found.T
 
 
 def _paired(rows: Array) -> Array:
@@ -172,22 +173,14 @@ def _read(
     dilations = walk.integers(node, "dilations") or [1] * len(kernel)
     inputs = layer.shape[1]
     offsets = list(itertools.product(*(range(size) for size in kernel)))
-    taken = np.stack(
-        [
-            padded[
-                (
-                    sample,
-                    slice(None),
-                    *(
-                        axis[place] + offset * dilation
-                        for axis, place, offset, dilation in zip(starts, places, position, dilations, strict=True)
-                    ),
-                )
-            ]
-            for position in offsets
-        ],
-        axis=1,
-    )  # (places, positions of the kernel, channels)
+    read = []
+    for position in offsets:
+        where: tuple[Any, ...] = tuple(
+            axis[place] + offset * dilation
+            for axis, place, offset, dilation in zip(starts, places, position, dilations, strict=True)
+        )
+        read.append(padded[(sample, slice(None), *where)])
+    taken = np.stack(read, axis=1)  # (places, positions of the kernel, channels)
     for group in range(layer.groups):
         part = taken[:, :, group * inputs : (group + 1) * inputs]
         yield part.reshape(len(part), -1)
