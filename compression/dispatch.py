@@ -27,6 +27,7 @@ from compression.spec import (
     Prune,
     PruneChannels,
     QuantizeAware,
+    QuantizeBfloat16,
     QuantizeDynamic,
     QuantizeFloat16,
     QuantizeStatic,
@@ -121,7 +122,7 @@ def apply(  # noqa: C901, PLR0911, PLR0912 - one case for each technique
             from compression.quantization.aware.step import quantize_aware  # noqa: PLC0415
 
             return quantize_aware(model, step, context, training)
-        case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16():
+        case QuantizeDynamic() | QuantizeStatic() | QuantizeWeightOnly() | QuantizeFloat16() | QuantizeBfloat16():
             return quantize(model, step, context, material.feeds.get("calibration"), material.seed)
         case Encode():
             return encode_model(model, step, context)

@@ -21,6 +21,7 @@ from compression.pruning.spec import Prune
 from compression.quantization.spec import (
     Quantize,
     QuantizeAware,
+    QuantizeBfloat16,
     QuantizeDynamic,
     QuantizeFloat16,
     QuantizeStatic,
@@ -40,6 +41,7 @@ __all__ = [
     "PruneChannels",
     "Quantize",
     "QuantizeAware",
+    "QuantizeBfloat16",
     "QuantizeDynamic",
     "QuantizeFloat16",
     "QuantizeStatic",
@@ -73,6 +75,7 @@ _Member = (
     | Annotated[QuantizeStatic, Tag("quantize static")]
     | Annotated[QuantizeWeightOnly, Tag("quantize weight_only")]
     | Annotated[QuantizeFloat16, Tag("quantize float16")]
+    | Annotated[QuantizeBfloat16, Tag("quantize bfloat16")]
     | Annotated[QuantizeAware, Tag("quantize qat")]
     | Annotated[Encode, Tag("encode")]
 )

@@ -1,56 +1,90 @@
-"""Half precision: weights and computation in IEEE float16."""
+"""Half precision: weights and computation in IEEE float16, save where it does not suffice."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 import numpy as np
 import onnx
 
 from compression.context import Context
-from compression.graph.weights import read
-from compression.quantization import prepare
+from compression.data import Dataset, synthetic_batches
+from compression.data.feed import ModelFeed
+from compression.graph.inspect import summarize
+from compression.graph.weights import check_patterns, matches, read
+from compression.quantization import half_range, prepare
+from compression.quantization.half_range import LARGEST, SMALLEST_NORMAL
+from compression.quantization.integer.observe import batch_size
 from compression.quantization.spec import QuantizeFloat16
 
 _DTYPES = frozenset({"float32"})
-_LARGEST = float(np.finfo(np.float16).max)
-_SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 
 
 def quantize_float16(
-    model: onnx.ModelProto, spec: QuantizeFloat16, context: Context
+    model: onnx.ModelProto, spec: QuantizeFloat16, context: Context, calibration: Dataset | None, seed: int
 ) -> tuple[onnx.ModelProto, dict[str, object]]:
-    """Convert a float32 model; nodes whose weights are excluded compute in float32, with casts around them.
+    """Convert a float32 model; nodes that float16 does not suffice for compute in float32, with casts around them.
 
-    So do operators that have no float16 form in ONNX Runtime. Weights beyond 65,504 are clipped.
+    So do nodes that the spec keeps or whose weights it excludes, and operators that have no float16 form in ONNX
+    Runtime.
 
     Returns:
-        The converted model (the argument is not changed), and per weight how many values were clipped or lost digits
-        for being below the smallest normal number.
+        The converted model (the argument is not changed), per weight how many values were clipped or lost digits for
+        being below the smallest normal number, and the nodes that stay in float32 with the reason.
 
     Raises:
         StepFailed: `already_quantized`, `no_float_weights`, `unknown_name`, `no_weights`, `non_finite_weights`,
             `name_taken` or `unsupported_by_runtime`.
+        DataRejected: `dataset_mismatch`, or `dtype_not_supported` where no inputs can be made up.
     """
     graph = prepare.working_copy(model)
     chosen, left = prepare.choose(graph, spec.include, spec.exclude, _DTYPES)
+    names = [node.name for node in graph.graph.node]
+    check_patterns(spec.keep, names)
+    kept = {name: "its weight was excluded" for weight in left for name in weight.nodes}
+    kept |= {name: "named in `keep`" for name in names if any(matches(name, pattern) for pattern in spec.keep)}
+    size = min(batch_size(graph), spec.calibration_samples)
+    if calibration is None:
+        batches = synthetic_batches(summarize(model, 0, 0), min(size, spec.calibration_samples), seed, size)
+    else:
+        feed = calibration if isinstance(calibration, ModelFeed) else None
+        feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
+        batches = feed.batches(feed.fixed_batch or size, spec.calibration_samples)
+    measured = half_range.kept_nodes(graph, half_range.reaches(graph, batches, context))
+    kept = measured | kept
+    converted = {weight.name for weight in chosen if not kept.keys() >= set(weight.nodes)}
     report: list[dict[str, object]] = []
     for weight, values in read(graph, chosen):
         context.check_cancelled()
-        magnitude = np.abs(values)
-        report.append(
-            {
-                "name": weight.name,
-                "shape": list(weight.shape),
-                "nodes": list(weight.nodes),
-                "clipped": int(np.count_nonzero(magnitude > _LARGEST)),
-                "subnormal": int(np.count_nonzero((magnitude > 0) & (magnitude < _SMALLEST_NORMAL))),
-            }
-        )
-    blocked = sorted({name for weight in left for name in weight.nodes})
+        entry: dict[str, object] = {"name": weight.name, "shape": list(weight.shape), "nodes": list(weight.nodes)}
+        if weight.name in converted:
+            magnitude = np.abs(values)
+            entry["clipped"] = int(np.count_nonzero(magnitude > LARGEST))
+            entry["subnormal"] = int(np.count_nonzero((magnitude > 0) & (magnitude < SMALLEST_NORMAL)))
+        else:
+            entry["skipped"] = kept[weight.nodes[0]]
+        report.append(entry)
+    prepare.check_some(report)
+    order = [name for name in names if name in kept]
+    half_range.with_own_copies(graph, order)
     with prepare.runtime_failures("converting to float16"):
-        result = _convert(graph, blocked, keep_io_types=spec.keep_io_types)
-    return prepare.finished(result, model, context), {"weights": report, "float_nodes": blocked}
+        result = _convert(graph, order, keep_io_types=spec.keep_io_types)
+    half_range.without_detours(result)
+    return prepare.finished(result, model, context), {
+        "weights": report,
+        "float_nodes": order,
+        "kept": [{"node": name, "reason": kept[name]} for name in order],
+        "ranges_from": "made-up inputs" if calibration is None else "calibration",
+        "notes": _notes(order, kept, measured),
+    }
+
+
+def _notes(order: Collection[str], kept: dict[str, str], measured: Collection[str]) -> list[str]:
+    found = [name for name in order if name in measured]
+    if not found:
+        return []
+    return [f"{len(found)} nodes compute in float32, first '{found[0]}': {kept[found[0]]}."]
 
 
 def _convert(graph: onnx.ModelProto, blocked: list[str], *, keep_io_types: bool) -> onnx.ModelProto:

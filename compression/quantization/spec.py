@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compression._spec_base import DataRole, StepSpec
+from compression._spec_base import DataRole, NamePattern, StepSpec
 from compression.quantization.choice.spec import SelectAll, Selection
 from compression.training.spec import Training
 
@@ -153,12 +153,33 @@ class QuantizeWeightOnly(StepSpec):
 
 
 class QuantizeFloat16(StepSpec):
-    """Weights and computation to IEEE half precision; inputs and outputs keep their type. Needs no data."""
+    """Weights and computation to IEEE half precision, save where it overflows; inputs and outputs keep their type.
+
+    Nodes that make or read values beyond 65,504, or tensors so small that float16 has no digits for them, stay in
+    float32, and the report names them. Values are measured on `data.calibration` where it is given, else on inputs
+    made up from the model's signature.
+    """
 
     type: Literal["quantize"] = "quantize"
     mode: Literal["float16"] = "float16"
     keep_io_types: bool = True
     """Inputs and outputs stay float32, so callers need not change."""
+    keep: tuple[NamePattern, ...] = Field(default=(), max_length=1000)
+    """Shell-style patterns over node names: what matches computes in float32, whatever it was measured to hold. A
+    pattern that matches nothing is an error."""
+    calibration_samples: int = Field(default=64, ge=1, le=1_000_000)
+    """At most so many samples are run through the model to see how far its values reach."""
+
+
+class QuantizeBfloat16(StepSpec):
+    """Weights to bfloat16 at rest, half the bytes with the range of float32; computation stays in float32.
+
+    Every weight is widened when the model is loaded: ONNX Runtime's CPU kernels do not compute in bfloat16. Needs no
+    data.
+    """
+
+    type: Literal["quantize"] = "quantize"
+    mode: Literal["bfloat16"] = "bfloat16"
 
 
 class QuantizeAware(StepSpec):
@@ -199,5 +220,5 @@ class QuantizeAware(StepSpec):
         return frozenset({"training"})
 
 
-Quantize = QuantizeDynamic | QuantizeStatic | QuantizeWeightOnly | QuantizeFloat16
+Quantize = QuantizeDynamic | QuantizeStatic | QuantizeWeightOnly | QuantizeFloat16 | QuantizeBfloat16
 """The modes that need no training."""

@@ -8,11 +8,13 @@ import onnx
 
 from compression.context import Context
 from compression.data import Dataset
+from compression.quantization.bfloat16 import quantize_bfloat16
 from compression.quantization.choice.step import quantize_selected
 from compression.quantization.dynamic import quantize_dynamic
 from compression.quantization.float16 import quantize_float16
 from compression.quantization.spec import (
     Quantize,
+    QuantizeBfloat16,
     QuantizeDynamic,
     QuantizeFloat16,
     QuantizeStatic,
@@ -34,7 +36,7 @@ def quantize(
         model: A canonical float model; it is not changed.
         spec: The mode and its settings.
         context: The surroundings of the run.
-        calibration: Samples to run through the model; static quantization and GPTQ need them.
+        calibration: Samples to run through the model; static quantization and GPTQ need them, float16 uses them.
         seed: Of the order in which candidates are timed. The same model, spec and calibration data give the same
             bytes, save where nodes are chosen by measured latency.
 
@@ -56,6 +58,8 @@ def quantize(
         case QuantizeWeightOnly():
             return quantize_weight_only(model, spec, context, calibration)
         case QuantizeFloat16():
-            return quantize_float16(model, spec, context)
+            return quantize_float16(model, spec, context, calibration, seed)
+        case QuantizeBfloat16():
+            return quantize_bfloat16(model, spec, context)
         case _:
             assert_never(spec)

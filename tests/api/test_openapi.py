@@ -135,6 +135,7 @@ def test_steps_describe_themselves(http):
         ("quantize", "static"),
         ("quantize", "weight_only"),
         ("quantize", "float16"),
+        ("quantize", "bfloat16"),
         ("quantize", "qat"),
         ("encode", None),
     ]

@@ -123,10 +123,10 @@ def observe(
     order = _in_order(model, {*values, *channels})
     size = batch_size(model)
     expected = math.ceil(min(samples, feed.summary.samples) / size)
-    groups = _groups(model, order)
-    for number, group in enumerate(groups):
+    parts = memory_groups(model, order)
+    for number, group in enumerate(parts):
         for done, arrays in enumerate(_run(model, group, feed.batches(size, samples), context)):
-            share = (number + min(done / expected, 1.0)) / len(groups)
+            share = (number + min(done / expected, 1.0)) / len(parts)
             context.progress("quantizing", 0.9 * share, "calibrating")
             for name, array in zip(group, arrays, strict=True):
                 _take_in(name, array, [part[name] for part in (seen, means) if name in part])
@@ -182,7 +182,7 @@ def _in_order(model: onnx.ModelProto, wanted: Collection[str]) -> list[str]:
     return [name for name in order if name in wanted]
 
 
-def _groups(model: onnx.ModelProto, names: Sequence[str]) -> list[list[str]]:
+def memory_groups(model: onnx.ModelProto, names: Sequence[str]) -> list[list[str]]:
     """Names in groups whose values for one sample together take no more memory than allowed; one as a rule."""
     known = shapes.infer(model, one_sample=True)
     groups: list[list[str]] = [[]]
