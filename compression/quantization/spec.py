@@ -53,6 +53,9 @@ class QuantizeStatic(StepSpec):
     weight_range: Literal["max", "mse"] = "mse"
     """How far the scale of a weight reaches: to its largest magnitude, or to where rounding and clipping together err
     least in the sum of squares."""
+    rounding: Literal["nearest", "adaptive"] = "nearest"
+    """`adaptive`: each number of a weight is rounded up or down so that the layer's outputs err least on calibration
+    samples (the objective of AdaRound, Nagel et al. 2020); worth its time with 4 bits."""
     bias_correction: bool = True
     """Take off each bias by how much rounding the weights moves the mean of the outputs (Nagel et al. 2019, section
     4.2), with the means of the inputs measured in calibration."""

@@ -61,6 +61,7 @@ class Calibrated:
         rescaled: What equalization and smoothing did to the channels of each value.
         feed: The calibration samples.
         tried: A row for each way to calibrate that was compared, where there were several.
+        adapted: A row for each weight that was rounded adaptively.
     """
 
     original: onnx.ModelProto
@@ -74,6 +75,7 @@ class Calibrated:
     feed: ModelFeed = field(repr=False)
     rescaled: tuple[dict[str, object], ...] = ()
     tried: tuple[dict[str, object], ...] = ()
+    adapted: tuple[dict[str, object], ...] = ()
 
     @property
     def graph(self) -> onnx.ModelProto:
@@ -136,7 +138,10 @@ def calibrate(
     material = _Material(model, tuple(chosen), tuple(weights), frozenset(unfit), float_nodes, feed, context)
     smoothings = _smoothings(spec, anatomy)
     found = [one for smoothing in smoothings for one in material.calibrated(anatomy, spec, smoothing)]
-    return found[0] if len(found) == 1 else _best(found, feed, context)
+    best = found[0] if len(found) == 1 else _best(found, feed, context)
+    if spec.rounding == "adaptive":
+        return dataclasses.replace(best, adapted=tuple(best.filler.round_adaptively(feed, context)))
+    return best
 
 
 def _smoothings(spec: QuantizeStatic, anatomy: Anatomy) -> list[float | None]:
@@ -305,6 +310,7 @@ def describe(
         "activations": _activations(calibrated, plan, stored),
         "rescaled_channels": list(calibrated.rescaled),
         "calibrations_tried": list(calibrated.tried),
+        "rounded_adaptively": list(calibrated.adapted),
         "cpus_without_vnni": saturation.summary(saturating),
         "notes": saturation.notes(saturating),
     }

@@ -11,9 +11,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from compression.context import Context
+from compression.data.feed import ModelFeed
 from compression.graph.weights import Weight
 from compression.quantization.integer import bias, gates
-from compression.quantization.integer.codes import Codes, Layout, Limit, quantize_weight
+from compression.quantization.integer.adaptive import adapt
+from compression.quantization.integer.codes import Codes, Layout, Limit, highest, quantize_weight
 from compression.quantization.integer.gates import Cut
 from compression.quantization.integer.histogram import Extremes
 from compression.quantization.integer.observe import Statistics
@@ -192,6 +195,33 @@ class Filler:
             least_error=self._spec.weight_range == "mse",
             lowest_scales=room,
         )
+
+    def round_adaptively(self, feed: ModelFeed, context: Context) -> list[dict[str, object]]:
+        """Round weights of layers by what that does to their outputs from now on; what it did to each.
+
+        A weight whose scales have to leave room for a large bias keeps the nearest numbers.
+        """
+        layers = {layer.weight: layer for layer in self._anatomy.layers.values()}
+        report: list[dict[str, object]] = []
+        for bits in self._adaptive_bits():
+            nearest = {}
+            for name, layer in layers.items():
+                per_channel = self._spec.per_channel and layer.per_channel
+                limit: Limit = "full" if layer.is_depthwise else self._limit
+                nearest[name] = self._rounded(name, layer.layout, bits, limit, per_channel=per_channel)
+            weights = {name: self._array(name) for name in layers}
+            top = highest(bits, self._limit)
+            for name, adapted in adapt(
+                self._anatomy, nearest, weights, feed, context, samples=self._spec.calibration_samples, top=top
+            ):
+                for key, codes in self._codes.items():
+                    if codes is nearest[name]:
+                        self._codes[key] = adapted.codes
+                report.append({"weight": name, "bits": bits, "error_left": adapted.error_left})
+        return report
+
+    def _adaptive_bits(self) -> tuple[int, ...]:
+        return (4, 8) if self._spec.selection.by == "sensitivity" else (self._spec.weight_bits,)
 
     def _rounded(self, name: str, layout: Layout, bits: int, limit: Limit, *, per_channel: bool) -> Codes:
         key = (name, layout, bits, limit, per_channel)
