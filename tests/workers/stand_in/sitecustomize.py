@@ -274,7 +274,7 @@ class DataSource:
     images: object = None
 
 
-def inspect(source):
+def inspect(source, *, held_bytes):
     from compression.errors import ModelRejected
 
     raise ModelRejected("not_onnx", f"{source} is no model.")
