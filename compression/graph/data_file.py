@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from compression.graph import skeleton, stored
 from compression.graph.tensors import is_external, set_place, stored_bytes
+
+Array = npt.NDArray[Any]
+Buffer = bytes | npt.NDArray[np.uint8]
 
 # ONNX advises offsets that are multiples of a page, so that tensors can be mapped.
 _PAGE, _PAGED_FROM, _LINE = 4096, 1 << 16, 64
@@ -24,7 +31,7 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self._file = self.path.open("wb")
+        self._file = self.path.open("wb", buffering=0)
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -37,21 +44,40 @@ class DataFile:
 
     def put(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Write a tensor's values; the tensor whose place is in this file."""
-        outside = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         if is_external(tensor):
-            size = stored_bytes(tensor)
-            parts = stored.pieces(tensor)
+            parts: Iterable[Buffer] = stored.pieces(tensor)
         else:
-            data = tensor.raw_data if tensor.HasField("raw_data") else stored.values(tensor).tobytes()
-            size, parts = len(data), iter((data,))
-        step = _PAGE if size >= _PAGED_FROM else _LINE
-        self._file.write(bytes(-self._end % step))
-        self._end += -self._end % step
+            parts = [tensor.raw_data if tensor.HasField("raw_data") else stored.values(tensor).tobytes()]
+        return self._put(tensor.name, tensor.data_type, tensor.dims, parts)
+
+    def put_array(self, name: str, data_type: int, dims: Sequence[int], values: Array) -> onnx.TensorProto:
+        """Write values as they lie in memory; the tensor whose place is in this file.
+
+        Args:
+            name: Of the tensor.
+            data_type: ONNX's element type.
+            dims: Its shape.
+            values: Contiguous; of types of less than a byte, the bytes that they are packed in.
+        """
+        return self._put(name, data_type, dims, [values.reshape(-1).view(np.uint8)])
+
+    def _put(self, name: str, data_type: int, dims: Sequence[int], parts: Iterable[Buffer]) -> onnx.TensorProto:
+        outside = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
+        step = _PAGE if stored_bytes(outside) >= _PAGED_FROM else _LINE
+        self._write(bytes(-self._end % step))
         set_place(outside, self.path, self._end)
+        start = self._end
         for part in parts:
-            self._file.write(part)
-            self._end += len(part)
+            self._write(part)
+        # Has the system begin to write to the disk, which it would else put off until there is much of it.
+        os.posix_fadvise(self._file.fileno(), start, self._end - start, os.POSIX_FADV_DONTNEED)
         return outside
+
+    def _write(self, data: Buffer) -> None:
+        rest = memoryview(data)
+        self._end += len(rest)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def take_in(self, model: onnx.ModelProto) -> None:
         """Write all values that are not small and not in this file yet, in place."""
@@ -59,7 +85,6 @@ class DataFile:
             there = is_external(tensor) and stored.place(tensor)[0] == self.path
             if not there and not skeleton.is_small(tensor):
                 tensor.CopyFrom(self.put(tensor))
-        self._file.flush()
 
 
 def graph_beside(model: onnx.ModelProto, data: Path) -> onnx.ModelProto:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from compression.graph.tensors import element_count, is_external, stored_bytes
 
 Array = npt.NDArray[Any]
 
+_AHEAD = 32 << 20
+
 
 class Stored:
     """A stored tensor whose elements are read as they are asked for.
@@ -29,6 +33,7 @@ class Stored:
         self.shape = tuple(int(length) for length in tensor.dims)
         self.dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         self.size = element_count(tensor)
+        self._descriptor: int | None = None
         self._place: tuple[Path, int] | None = place(tensor) if is_external(tensor) else None
         self._values: Array = numpy_helper.to_array(tensor).reshape(-1) if self._place is None else np.empty(0)
 
@@ -37,11 +42,21 @@ class Stored:
         if self._place is None:
             return self._values[start:stop]
         path, offset = self._place
-        size = self.dtype.itemsize
-        values = np.fromfile(path, self.dtype, stop - start, offset=offset + start * size)
-        if len(values) != stop - start:
-            msg = f"'{path.name}' became shorter while it was in use"
-            raise OSError(msg)
+        if self._descriptor is None:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+        values = np.empty(stop - start, self.dtype)
+        rest = memoryview(values).cast("B") if self.dtype.isbuiltin == 1 else memoryview(values.view(np.uint8))
+        at = offset + start * self.dtype.itemsize
+        # What comes next is read from the disk while this is worked on.
+        os.posix_fadvise(self._descriptor, at + len(rest), _AHEAD, os.POSIX_FADV_WILLNEED)
+        while rest:
+            count = os.preadv(self._descriptor, [rest], at)
+            if not count:
+                msg = f"'{path.name}' became shorter while it was in use"
+                raise OSError(msg)
+            at += count
+            rest = rest[count:]
         return values
 
     def whole(self) -> Array:

@@ -114,6 +114,7 @@ def test_a_whole_run(tmp_path, original):
 def test_weights_are_read_piece_by_piece(tmp_path, original, monkeypatch):
     """The largest weight has 6144 numbers; no more than 1024 of them are read at once."""
     monkeypatch.setattr("compression.quantization.weight_only.step._PIECE", 1024)
+    monkeypatch.setattr("compression.quantization.weight_only.step._SLAB", 1536)
     monkeypatch.setattr("compression.graph.parameters._PIECE", 1000)
     read, part = [], Stored.part
     monkeypatch.setattr(Stored, "part", lambda self, start, stop: read.append(stop - start) or part(self, start, stop))

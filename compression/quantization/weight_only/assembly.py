@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper
 
+from compression.graph.data_file import DataFile
 from compression.quantization.weight_only import capabilities
 from compression.quantization.weight_only.groupwise import Array, Groups, pack
 from compression.quantization.weight_only.plan import Plan
@@ -38,20 +41,20 @@ class Assembly:
         self._scales = np.zeros(shape, dtype)
         self._zero_points = np.zeros(shape, np.uint8)
 
-    def put(self, groups: Groups, stack: int, group: int) -> None:
-        """Take in the groups from `group` on of the stacks from `stack` on.
+    def put(self, groups: Groups, stack: int, group: int, column: int = 0) -> None:
+        """Take in the groups from `group` on of the stacks from `stack` on, and of the columns from `column` on.
 
-        All that is not the end of a stack, or of the weight, must fill whole bytes.
+        There may be fewer columns than the weight has for MatMulNBits alone. All that is not the end of a stack, or of the weight, must fill whole bytes.
         """
         plan = self._plan
         _, inputs, columns = plan.layout
-        stacks, count, size, _ = groups.codes.shape
+        stacks, count, size, width = groups.codes.shape
         start = group * size
         codes = self._as_stored(groups.codes)
         here = np.s_[stack : stack + stacks, group : group + count]
         if plan.form == "MatMulNBits":
             # A row is an output: either stacks or columns are, and the other one is single.
-            rows = np.s_[:] if columns > 1 else here[0]
+            rows = np.s_[column : column + width] if columns > 1 else here[0]
             by_output = codes.transpose(0, 3, 1, 2).reshape(-1, count, size)
             self._codes[rows, here[1]] = pack(by_output, plan.stored_bits)
             self._scales[rows, here[1]] = groups.scales.transpose(0, 2, 1).reshape(-1, count)
@@ -71,29 +74,29 @@ class Assembly:
         self._scales[here] = groups.scales
         self._zero_points[here] = groups.zero_points
 
-    def tensors(self) -> list[onnx.TensorProto]:
-        """Codes, scales and, where they are not fixed, zero points, in the order in which operators take them."""
-        plan, name = self._plan, self._plan.weight.name
-        names = f"{name}_quantized", f"{name}_scale", f"{name}_zero_point"
-        if plan.form == "DequantizeLinear":
-            return self._for_dequantize(names)
-        found = [numpy_helper.from_array(self._codes, names[0]), numpy_helper.from_array(self._scales, names[1])]
-        if not plan.symmetric:
-            found.append(numpy_helper.from_array(pack(self._zero_points, plan.stored_bits), names[2]))
-        return found
+    def tensors(self, beside: DataFile | None = None) -> list[onnx.TensorProto]:
+        """Codes, scales and, where they are not fixed, zero points, in the order in which operators take them.
 
-    def _for_dequantize(self, names: tuple[str, str, str]) -> list[onnx.TensorProto]:
-        plan = self._plan
-        kind = capabilities.signed if plan.symmetric else capabilities.unsigned
-        element = kind(plan.stored_bits)
-        shape = dequantized_shape(plan)
-        scales = self._scales.reshape(_scale_shape(plan))
-        codes = helper.make_tensor(names[0], element, shape, self._codes.tobytes(), raw=True)
-        found = [codes, numpy_helper.from_array(scales, names[1])]
+        Args:
+            beside: A file for their values; None keeps them in memory.
+        """
+        if beside is not None:
+            return [beside.put_array(*part) for part in self._parts()]
+        return [helper.make_tensor(*part, values.tobytes(), raw=True) for *part, values in self._parts()]
+
+    def _parts(self) -> Iterator[tuple[str, int, tuple[int, ...], Array]]:
+        """Name, element type, shape and values, packed."""
+        plan, name = self._plan, self._plan.weight.name
+        dequantized = plan.form == "DequantizeLinear"
+        element: int = TensorProto.UINT8
+        if dequantized:
+            element = (capabilities.signed if plan.symmetric else capabilities.unsigned)(plan.stored_bits)
+        scales = self._scales.reshape(_scale_shape(plan)) if dequantized else self._scales
+        yield f"{name}_quantized", element, dequantized_shape(plan) if dequantized else self._codes.shape, self._codes
+        yield f"{name}_scale", helper.np_dtype_to_tensor_dtype(scales.dtype), scales.shape, scales
         if not plan.symmetric:
-            zero_points = pack(self._zero_points.reshape(-1), plan.stored_bits)
-            found.append(helper.make_tensor(names[2], element, scales.shape, zero_points.tobytes(), raw=True))
-        return found
+            zero_points = pack(self._zero_points.reshape(-1) if dequantized else self._zero_points, plan.stored_bits)
+            yield f"{name}_zero_point", element, scales.shape if dequantized else zero_points.shape, zero_points
 
     def _as_stored(self, codes: Array) -> Array:
         """Symmetric codes around the middle of the stored range, which stands for zero where nothing is said."""

@@ -104,7 +104,7 @@ def grid_of(blocks: Array, bits: int, dtype: npt.DTypeLike, *, symmetric: bool) 
         dtype: The element type that scales are stored in.
         symmetric: Fix the zero point in the middle.
     """
-    lowest, highest = blocks.min(2, keepdims=True), blocks.max(2, keepdims=True)
+    lowest, highest = _extremes(blocks)
     middle, top = 1 << (bits - 1), (1 << bits) - 1
     if symmetric:
         scales = stored_scales(np.where(-lowest >= highest, lowest, highest) / np.float32(-middle), dtype)
@@ -114,6 +114,15 @@ def grid_of(blocks: Array, bits: int, dtype: npt.DTypeLike, *, symmetric: bool) 
     scales = stored_scales((highest - lowest) / np.float32(top), dtype)
     below = np.divide(-lowest, scales, out=np.zeros_like(lowest), where=scales != 0)
     return Grid(scales, np.clip(np.rint(below), 0, top), bits)
+
+
+def _extremes(blocks: Array) -> tuple[Array, Array]:
+    """The least and the greatest of each group, (stacks, groups, 1, columns)."""
+    if blocks.shape[3] == 1:
+        # NumPy takes an extreme of few neighbours number by number, and of whole rows many at a time.
+        rows = np.ascontiguousarray(np.moveaxis(blocks[..., 0], 2, 0))
+        return rows.min(0)[:, :, None, None], rows.max(0)[:, :, None, None]
+    return blocks.min(2, keepdims=True), blocks.max(2, keepdims=True)
 
 
 def stored_scales(scales: Array, dtype: npt.DTypeLike) -> Array:

@@ -31,7 +31,9 @@ from compression.quantization.weight_only.rewrite import Rewriter
 
 _DTYPES = frozenset({"float32", "float16"})
 # Weights that are worked on at a time: a few copies of so many numbers stay in a processor's cache.
-_PIECE = 1 << 18
+_PIECE = 1 << 17
+# Weights that are read at a time where outputs lie beside each other.
+_SLAB = 1 << 20
 
 
 def quantize_weight_only(
@@ -71,8 +73,7 @@ def quantize_weight_only(
 
     def keep(plan: Plan, assembly: Assembly, error: float, details: Mapping[str, object]) -> None:
         nonlocal done
-        tensors = assembly.tensors()
-        rewriter.replace(plan, tensors if beside is None else [beside.put(tensor) for tensor in tensors])
+        rewriter.replace(plan, assembly.tensors(beside))
         done += 1
         context.progress("quantizing", done / len(able), plan.weight.name)
         report[plan.weight.name] |= {"mean_squared_error": error / plan.weight.size, **details}
@@ -164,24 +165,40 @@ def _quantized(plan: Plan, values: Stored, spec: QuantizeWeightOnly) -> tuple[As
     """Each group for itself, some at a time; the assembled weight and its sum of squared errors."""
     assembly = Assembly(plan, spec.weight_bits)
     total = 0.0
-    for stack, group, piece in _pieces(plan, values):
+    for stack, group, column, piece in _pieces(plan, values):
         if spec.method == "hqq":
             groups, error = hqq.quantize(piece, spec.weight_bits, plan.group_size)
         else:
             groups, error = round_to_nearest(piece, spec.weight_bits, plan.group_size, symmetric=plan.symmetric)
-        assembly.put(groups, stack, group)
+        assembly.put(groups, stack, group, column)
         total += error
     return assembly, total
 
 
-def _pieces(plan: Plan, values: Stored) -> Iterator[tuple[int, int, Array]]:
-    """A weight in the order of its bytes: first stack, first group, and (stacks, inputs, columns) of numbers.
+def _pieces(plan: Plan, values: Stored) -> Iterator[tuple[int, int, int, Array]]:
+    """A weight, read in the order of its bytes: first stack, group and column, and (stacks, inputs, columns) of it.
 
     Raises:
         StepFailed: `non_finite_weights`.
     """
+    for stack, group, column, piece in _slabs(plan, values):
+        check_finite(plan.weight, piece)
+        yield stack, group, column, piece if plan.alpha == 1.0 else piece * piece.dtype.type(plan.alpha)
+
+
+def _slabs(plan: Plan, values: Stored) -> Iterator[tuple[int, int, int, Array]]:
     stacks, inputs, columns = plan.layout
     # Eight of anything fill whole bytes, however few bits each has.
+    if plan.form == "MatMulNBits" and columns > 1:
+        # The codes of a column lie together: as many of its groups as possible come at once.
+        rows = max(1, _SLAB // (columns * plan.group_size)) * plan.group_size
+        width = max(1, _PIECE // min(rows, inputs))
+        for row in range(0, inputs, rows):
+            end = min(row + rows, inputs)
+            slab = values.part(row * columns, end * columns).reshape(1, end - row, columns)
+            for column in range(0, columns, width):
+                yield 0, row // plan.group_size, column, slab[..., column : column + width]
+        return
     at_once, rows = max(8, _PIECE // max(1, inputs * columns) // 8 * 8), inputs
     if stacks == 1 or (inputs * columns > _PIECE and inputs * columns % 8 == 0):
         at_once, rows = 1, max(1, _PIECE // (columns * plan.group_size)) * plan.group_size
@@ -191,11 +208,7 @@ def _pieces(plan: Plan, values: Stored) -> Iterator[tuple[int, int, Array]]:
             end = min(row + rows, inputs)
             start = (stack * inputs + row) * columns
             stop = ((last - 1) * inputs + end) * columns
-            piece = values.part(start, stop).reshape(last - stack, end - row, columns)
-            check_finite(plan.weight, piece)
-            if plan.alpha != 1.0:
-                piece = piece * piece.dtype.type(plan.alpha)
-            yield stack, row // plan.group_size, piece
+            yield stack, row // plan.group_size, 0, values.part(start, stop).reshape(last - stack, end - row, columns)
 
 
 def _compensated(
