@@ -21,6 +21,7 @@ process that it started, of which mapped files are the larger part.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -89,7 +90,7 @@ def settle(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def copy(model: Path, out: Path, bits: int) -> dict[str, Any]:
+def copy(model: Path, out: Path, _: int) -> dict[str, Any]:
     for path in (model, model.with_name(f"{model.name}.data")):
         shutil.copyfile(path, out / path.name)
     return {}
@@ -126,7 +127,7 @@ def levity_job(model: Path, out: Path, bits: int) -> dict[str, Any]:
     result = run(model, spec, context)
     phases.append((time.perf_counter(), "end"))
     seconds: dict[str, float] = {}
-    for (start, phase), (end, _) in zip(phases, phases[1:], strict=False):
+    for (start, phase), (end, _) in itertools.pairwise(phases):
         seconds[phase] = round(seconds.get(phase, 0) + end - start, 1)
     return {"notes": result.notes, "phases": seconds, "artifacts": {one.name: one.size for one in result.artifacts}}
 
@@ -214,7 +215,8 @@ def show(row: dict[str, Any], size: int, disk: float) -> str:
     speed = size / row["seconds"]
     memory = "  ".join(f"{name} {row[name] / 2**20:7.0f} MiB" for name in ("peak", "own", "children"))
     part = f" ({speed / disk:4.2f} of the disk's)" if disk else ""
-    return f"{start}  {row['seconds']:6.1f} s  {speed / 1e6:6.0f} MB/s{part}  {memory}  file {row['bytes'] / 2**20:.0f} MiB"
+    file = f"file {row['bytes'] / 2**20:.0f} MiB"
+    return f"{start}  {row['seconds']:6.1f} s  {speed / 1e6:6.0f} MB/s{part}  {memory}  {file}"
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ class Assembly:
     def put(self, groups: Groups, stack: int, group: int, column: int = 0) -> None:
         """Take in the groups from `group` on of the stacks from `stack` on, and of the columns from `column` on.
 
-        There may be fewer columns than the weight has for MatMulNBits alone. All that is not the end of a stack, or of the weight, must fill whole bytes.
+        There may be fewer columns than the weight has for MatMulNBits alone. All that is not the end of a stack, or of
+        the weight, must fill whole bytes.
         """
         plan = self._plan
         _, inputs, columns = plan.layout
