@@ -247,14 +247,16 @@ def main() -> None:
             for case in order(options.cases, options.repeats, last=bits == options.bits[-1]):
                 row = measured(case, model, folder, bits, int(options.limit * GIB))
                 rows.append(row)
-                copies = [one["seconds"] for one in rows if one["case"] == "copy" and "failed" not in one]
-                disk = size / statistics.median(copies) if copies else 0.0
+                if case == "copy" and "failed" not in row:
+                    disk = size / row["seconds"]
                 print(show(row, size, disk), flush=True)
                 if "notes" in row:
                     print(json.dumps({key: row[key] for key in ("phases", "notes", "artifacts")}, indent=1), flush=True)
         for bits, case in dict.fromkeys((row["bits"], row["case"]) for row in rows if "failed" not in row):
             found = [one for one in rows if (one["bits"], one["case"]) == (bits, case) and "failed" not in one]
             middle = dict(found[0], seconds=statistics.median(one["seconds"] for one in found))
+            copies = [one["seconds"] for one in rows if (one["bits"], one["case"]) == (bits, "copy")]
+            disk = size / statistics.median(copies) if copies else 0.0
             for key in ("peak", "own", "children"):
                 middle[key] = max(one[key] for one in found)
             print(f"median of {len(found)}: {show(middle, size, disk)}")

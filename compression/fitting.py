@@ -47,11 +47,14 @@ def fitted(step: Step, index: int, model: onnx.ModelProto, context: Context) -> 
         return model
     size, limit = sum(map(stored_bytes, model.graph.initializer)), largest_model(step, context.memory)
     if size > limit:
-        mode = getattr(step, "mode", "")
-        method = " by method 'gptq'" if isinstance(step, QuantizeWeightOnly) else ""
+        words = [
+            step.type,
+            getattr(step, "mode", ""),
+            "by method 'gptq'" if isinstance(step, QuantizeWeightOnly) else "",
+        ]
         raise StepFailed(
             "model_too_large_for_step",
-            f"steps[{index}] ({' '.join(filter(None, (step.type, mode)))}{method}) holds the whole model in memory: "
+            f"steps[{index}] ({' '.join(filter(None, words))}) holds the whole model in memory: "
             f"this one has {size:,} bytes of weights, and the step can work on {limit:,} here. What works on models "
             "larger than memory is quantize with mode 'weight_only' and method 'rtn' or 'hqq'.",
         )

@@ -6,6 +6,7 @@ import os
 import resource
 from pathlib import Path
 
+_LIBRARIES = 1 << 30
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -13,6 +14,12 @@ def address_space() -> int | None:
     """Bytes that this process may map, files included; None where nothing limits them."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def can_map(size: int) -> bool:
+    """Whether a process may map files of so many bytes beside what its libraries need."""
+    limit = address_space()
+    return limit is None or size + _LIBRARIES <= limit
 
 
 def memory_limit() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import get_args
 
 import onnx
-from google.protobuf.message import DecodeError
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression import providers, publishing
 from compression._spec_base import DataRole
@@ -21,11 +18,12 @@ from compression.benchmarking.measure import measure
 from compression.benchmarking.size import coded_metric
 from compression.cache import step_keys
 from compression.coding.encode import encode
-from compression.context import Context, StepCache
+from compression.context import Context
 from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected, ModelRejected
+from compression.finished_steps import Done, keep, resume
 from compression.fitting import fitted
 from compression.graph.architectures.companion import read_companion
 from compression.graph.architectures.formats import is_levity
@@ -33,6 +31,7 @@ from compression.graph.architectures.spec import COMPANION
 from compression.graph.inspect import summarize
 from compression.graph.load import LoadedModel, load
 from compression.graph.skeleton import outside_bytes
+from compression.memory import can_map
 from compression.quantization.isa import cpu_facts
 from compression.report.write import write_manifest, write_report
 from compression.result import PipelineResult, StepResult
@@ -182,25 +181,15 @@ def _in_one_file(model: Path, loaded: LoadedModel, context: Context) -> Path:
     return path
 
 
-class _Done(BaseModel):
-    """A finished step as it is kept in the cache."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    type: str
-    seconds: float
-    details: dict[str, object]
-
-
 def _apply_all(
     model: onnx.ModelProto, subject: _Subject, keys: Sequence[str]
 ) -> tuple[onnx.ModelProto, tuple[StepResult, ...]]:
     """All steps in order, from the last one on that an earlier run has finished."""
     spec, context = subject.spec, subject.context.within(_LOADED, _STEPPED)
-    done: list[_Done] = []
+    done: list[Done] = []
     cache = context.step_cache
     if cache is not None:
-        model, done = _resume(model, cache, keys)
+        model, done = resume(model, cache, keys)
     cached = len(done)
     for index, step in enumerate(spec.steps[cached:], start=cached):
         context.check_cancelled()
@@ -208,9 +197,9 @@ def _apply_all(
         part.progress(_PHASES[step.type], 0.0)
         begun = time.perf_counter()
         model, details = apply(step, fitted(step, index, model, part), part, subject.material(keys[index]))
-        done.append(_Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
+        done.append(Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
         if cache is not None:
-            _keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)
+            keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)
     results = tuple(
         StepResult(index=index, type=one.type, seconds=one.seconds, cached=index < cached, details=one.details)
         for index, one in enumerate(done)
@@ -218,32 +207,8 @@ def _apply_all(
     return model, results
 
 
-def _resume(model: onnx.ModelProto, cache: StepCache, keys: Sequence[str]) -> tuple[onnx.ModelProto, list[_Done]]:
-    """What the longest finished prefix of the steps left; the model as it is where nothing is finished."""
-    for count in range(len(keys), 0, -1):
-        folder = cache.get(keys[count - 1])
-        if folder is None:
-            continue
-        try:
-            details = json.loads((folder / "details.json").read_bytes())
-            done = [_Done.model_validate(one) for one in details]
-            kept = publishing.read_any_size(folder / publishing.MODEL)
-        except (OSError, ValueError, TypeError, DecodeError, ValidationError, ModelRejected):
-            continue  # a damaged entry costs the time of computing the step again, and no more
-        if len(done) == count:
-            return kept, done
-    return model, []
-
-
-def _keep(cache: StepCache, key: str, folder: Path, model: onnx.ModelProto, done: Sequence[_Done]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    publishing.write_any_size(folder / publishing.MODEL, model)
-    (folder / "details.json").write_text(json.dumps([one.model_dump(mode="json") for one in done]))
-    cache.put(key, folder)
-
-
 def _write_and_verify(model: onnx.ModelProto, subject: _Subject, verifier: Verifier) -> Path:
-    """The result as a file that a fresh process has loaded and run."""
+    """The result as a file that a fresh process has loaded and run, where a process may map it."""
     context = subject.context
     out = context.workdir / "out"
     out.mkdir(exist_ok=True)
@@ -252,13 +217,16 @@ def _write_and_verify(model: onnx.ModelProto, subject: _Subject, verifier: Verif
     context.progress("verifying", _STEPPED)
     context.check_cancelled()
     batch = _some_samples(subject)
-    if publishing.data_file(path).exists():
+    outside = publishing.data_file(path).exists()
+    if outside and not can_map(publishing.data_file(path).stat().st_size):
+        return path  # the result says so
+    if outside:
         # This process does not hold what exceeds a file: another fresh one gives the outputs.
         with Verifier(context.workdir, threads=context.threads) as other:
             expected = other.outputs(path, batch.inputs)
     else:
         expected = reference_outputs(path, batch.inputs, context.threads)
-    verifier.verify(path, batch.inputs, expected)
+    verifier.verify(path, batch.inputs, expected, mapped=outside)
     return path
 
 
@@ -314,6 +282,11 @@ def _measure(  # noqa: PLR0917 - private, and always all of them
     )
     artifacts = [publishing.describe(path) for path in (written, data) if path.exists()]
     metrics, notes = list(measured.metrics), [*measured.notes, *_remarks(steps)]
+    if outside and not can_map(outside):
+        notes.append(
+            f"The result was not loaded and run before it was handed out: its {outside:,} bytes are more than a "
+            "process may map here."
+        )
     step = spec.steps[-1]
     if coded is not None and isinstance(step, Encode):
         artifacts.append(publishing.describe(coded))

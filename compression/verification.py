@@ -62,7 +62,14 @@ class Verifier:
         except (ProcessDied, TimeoutError) as error:
             raise _failed(f"The process that verifies results did not start: it {_reason(error)}.") from None
 
-    def verify(self, model_path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    def verify(
+        self,
+        model_path: Path,
+        inputs: Mapping[str, Array],
+        expected: Mapping[str, Array],
+        *,
+        mapped: bool = False,
+    ) -> None:
         """Have the file loaded anew and run, and its outputs compared.
 
         An output may differ by 1e-5 of its range, zero included in the range, or by twice the resolution of its
@@ -72,6 +79,7 @@ class Verifier:
             model_path: The file.
             inputs: What to feed, by input name.
             expected: What must come out, by output name.
+            mapped: Leave weights that lie beside the graph in their files.
 
         Raises:
             StepFailed: `verification_failed`, naming the output and its largest difference.
@@ -83,6 +91,7 @@ class Verifier:
             "inputs": save_arrays(self._folder / "inputs.npz", inputs),
             "expected": save_arrays(self._folder / "expected.npz", expected),
             "folder": str(self._folder),
+            "mapped": mapped,
         }
         self._ask(request, f"loaded and ran '{model_path.name}'")
 
@@ -100,6 +109,7 @@ class Verifier:
             "threads": self._threads,
             "inputs": save_arrays(self._folder / "inputs.npz", inputs),
             "folder": str(self._folder),
+            "mapped": True,
         }
         answer = self._ask(request, f"loaded and ran '{model_path.name}'")
         return load_arrays(self._folder / "outputs.npz", answer["outputs"])
@@ -128,23 +138,26 @@ class Verifier:
         return answer
 
 
-def reference_outputs(model_path: Path, inputs: Mapping[str, Array], threads: int = 0) -> dict[str, Array]:
+def reference_outputs(
+    model_path: Path, inputs: Mapping[str, Array], threads: int = 0, *, mapped: bool = False
+) -> dict[str, Array]:
     """What a file gives for `inputs`, by output name; outputs that are no tensors are left out.
+
+    Args:
+        model_path: The file.
+        inputs: What to feed, by input name.
+        threads: Intra-operator threads; 0 lets the runtime choose.
+        mapped: Leave weights that lie beside the graph in their files.
 
     Raises:
         StepFailed: `verification_failed` when the runtime refuses the file or stops with an error.
     """
     try:
-        outputs = Model(model_path, threads, mapped=_data_beside(model_path)).tensors(inputs)
+        outputs = Model(model_path, threads, mapped=mapped).tensors(inputs)
     except DoesNotRun as error:
         raise _failed(f"The runtime refuses '{model_path.name}': {error}") from None
     # Strings come as Python objects, which are never written to a file.
     return {name: value.astype(str) if value.dtype == object else value for name, value in outputs.items()}
-
-
-def _data_beside(model_path: Path) -> bool:
-    """Whether a result keeps its weights in a second file (`compression.publishing.data_file`)."""
-    return model_path.with_name(f"{model_path.name}.data").exists()
 
 
 def difference(name: str, found: Array, expected: Array) -> str | None:
@@ -198,7 +211,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     inputs = load_arrays(folder / "inputs.npz", request["inputs"])
     path = Path(request["model"])
     try:
-        found = reference_outputs(path, inputs, request["threads"])
+        found = reference_outputs(path, inputs, request["threads"], mapped=request["mapped"])
     except StepFailed as error:
         return {"problem": error.message}
     if "expected" not in request:

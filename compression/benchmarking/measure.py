@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compression import providers
+from compression.benchmarking.apart import compare_apart
 from compression.benchmarking.cores import Cores
 from compression.benchmarking.energy import energy_metrics
 from compression.benchmarking.inputs import Inputs
@@ -74,7 +75,10 @@ def measure(  # noqa: PLR0917 - two of everything, and always all of them
     found.add(*size_metrics(original, compressed, original_summary, compressed_summary, context, beside))
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=context.workdir) as folder:
         try:
-            _check_fits(subject, beside)
+            needed = _needed(subject, beside) if beside else 0
+            if needed > context.memory:
+                _run_apart(subject, found, needed)
+                return Measurement(tuple(found.metrics), tuple(found.notes), Measured())
             _run_both(subject, found, Path(folder), made_up=evaluation is None)
         except _OnlySizes as only:
             return Measurement(tuple(found.metrics), (*found.notes, f"Only sizes were measured: {only}"), Measured())
@@ -91,15 +95,9 @@ class _OnlySizes(Exception):
     """The models cannot be run here; the message says why."""
 
 
-def _check_fits(subject: Subject, beside: Sequence[Path]) -> None:
-    """Whether models of several files fit into memory side by side: mapped, and packed anew as runtimes do."""
-    needed = 2 * (model_bytes(subject.original, beside) + model_bytes(subject.compressed))
-    memory = subject.context.memory
-    if beside and needed > memory:
-        raise _OnlySizes(
-            f"to run both models at once takes about {needed:,} bytes of memory, and this run has {memory:,}. Latency, "
-            "memory and agreement of outputs are not known."
-        )
+def _needed(subject: Subject, beside: Sequence[Path]) -> int:
+    """Bytes that both models take in memory: mapped, and packed anew as runtimes do."""
+    return 2 * (model_bytes(subject.original, beside) + model_bytes(subject.compressed))
 
 
 @dataclasses.dataclass
@@ -166,6 +164,24 @@ def _run_both(subject: Subject, found: _Findings, folder: Path, *, made_up: bool
         found.why_not_judged = comparison.score
     del sides, comparison
     _tables(subject, found, sample, folder)
+
+
+def _run_apart(subject: Subject, found: _Findings, needed: int) -> None:
+    """What can be known where the models do not fit into memory together."""
+    too_large = f"both models at once would take about {needed:,} bytes of memory, and this run has "
+    too_large += f"{subject.context.memory:,}"
+    subject.context.progress("benchmarking", 0.4, "comparing outputs")
+    try:
+        comparison = compare_apart(subject)
+    except (DataRejected, StepFailed) as error:
+        raise _OnlySizes(
+            f"{too_large}; and outputs could not be compared one after the other: {error.message}"
+        ) from None
+    found.add(comparison.agreement(), comparison.notes())
+    found.notes.append(
+        f"Outputs were compared on {comparison.samples} samples, one model after the other: {too_large}. "
+        "Latency, memory and accuracy were not measured."
+    )
 
 
 def _tables(subject: Subject, found: _Findings, sample: dict[str, Array], folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from compression.context import Context
 from compression.data import Batch
 from compression.fresh_process import Array
 from compression.result import Metric
-from compression.runtime import Model
 
 # What single precision resolves, 20 log10(2^23): outputs that differ less are as good as equal.
 _MAX_SQNR = 138.5
@@ -157,9 +156,15 @@ def _is_finite(metric: Metric) -> bool:
     return all(map(math.isfinite, (metric.original or 0.0, metric.result, *(metric.interval or ()))))
 
 
+class Runs(Protocol):
+    """What gives outputs for inputs, such as a model in ONNX Runtime."""
+
+    def run(self, arrays: dict[str, Array], /) -> Sequence[Any]: ...
+
+
 def compare(
-    original: Model,
-    result: Model,
+    original: Runs,
+    result: Runs,
     batches: Iterable[Batch],
     context: Context,
     *,

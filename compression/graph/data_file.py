@@ -50,6 +50,14 @@ class DataFile:
             parts = [tensor.raw_data if tensor.HasField("raw_data") else stored.values(tensor).tobytes()]
         return self._put(tensor.name, tensor.data_type, tensor.dims, parts)
 
+    def room(self, size: int) -> Array:
+        """So many bytes of the file, mapped into memory, for `put_array` to find them filled."""
+        self._write(bytes(-self._end % _PAGE))
+        mapped = np.memmap(self.path, np.uint8, "r+", offset=self._end, shape=(size,))
+        self._end += size
+        self._file.seek(self._end)
+        return mapped
+
     def put_array(self, name: str, data_type: int, dims: Sequence[int], values: Array) -> onnx.TensorProto:
         """Write values as they lie in memory; the tensor whose place is in this file.
 
@@ -57,8 +65,13 @@ class DataFile:
             name: Of the tensor.
             data_type: ONNX's element type.
             dims: Its shape.
-            values: Contiguous; of types of less than a byte, the bytes that they are packed in.
+            values: Contiguous; of types of less than a byte, the bytes that they are packed in. Those of `room` are in
+                the file already.
         """
+        if isinstance(values, np.memmap):
+            tensor = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
+            set_place(tensor, self.path, values.offset)
+            return tensor
         return self._put(name, data_type, dims, [values.reshape(-1).view(np.uint8)])
 
     def _put(self, name: str, data_type: int, dims: Sequence[int], parts: Iterable[Buffer]) -> onnx.TensorProto:

@@ -17,8 +17,8 @@ from onnx import TensorProto
 
 from compression.graph import walk
 from compression.graph.load import FLOAT_TYPES
-from compression.graph.stored import Stored, values
-from compression.graph.tensors import element_count, stored_bytes
+from compression.graph.stored import Stored, pieces, values
+from compression.graph.tensors import element_count, is_external, stored_bytes
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,12 @@ def _nonzero_integers(
     node: onnx.NodeProto, layout: _Layout, tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto]
 ) -> int:
     """Weights that do not stand for zero, which is what the zero point stands for."""
-    codes = values(tensor)
     position = layout.zero_point
     name = node.input[position] if 0 <= position < len(node.input) else ""
+    if name not in stored and is_external(tensor):
+        bits = max(1, 8 * stored_bytes(tensor) // element_count(tensor))
+        return sum(int(np.count_nonzero(_unpack(np.frombuffer(one, np.uint8), bits))) for one in pieces(tensor))
+    codes = values(tensor)
     if name not in stored:
         return int(np.count_nonzero(codes))
     attributes = {attribute.name: attribute.i for attribute in node.attribute}

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 from compression.context import Context
+from compression.data import DataSource
 from compression.errors import StepFailed
 from compression.graph.inspect import inspect_model, summarize
 from compression.graph.load import load
@@ -64,9 +65,12 @@ def spec(*steps):
     return PipelineSpec(steps=steps, benchmark=BENCHMARK)
 
 
+@pytest.mark.parametrize("mapped_from", [1 << 28, 0])
 @pytest.mark.parametrize("step", [{"weight_bits": 4}, {"weight_bits": 8, "symmetric": False}, {"method": "hqq"}])
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_result_is_that_of_a_model_in_memory(kind, step, tmp_path):
+def test_the_result_is_that_of_a_model_in_memory(kind, step, mapped_from, tmp_path, monkeypatch):
+    monkeypatch.setattr("compression.quantization.weight_only.assembly._MAPPED_FROM", mapped_from)
+    monkeypatch.setattr("compression.quantization.weight_only.assembly._SETTLED_EVERY", 100)
     chosen = QuantizeWeightOnly(group_size=16, **step)
     path = save_external(MODELS[kind](), tmp_path / "model.onnx")
     outside = load(path, held_bytes=0)
@@ -143,26 +147,47 @@ def test_steps_after_the_one_that_made_it_small(tmp_path, original):
     [
         (Prune(amount=0.5), "prune"),
         (QuantizeFloat16(), "quantize float16"),
+        (QuantizeWeightOnly(method="gptq"), "quantize weight_only by method 'gptq'"),
     ],
 )
 def test_a_step_that_holds_the_model_refuses_what_does_not_fit(tmp_path, original, step, named):
     size = 4 * (64 * 96 + 96 + 96 * 32)
+    np.savez(tmp_path / "samples.npz", x=np.zeros((4, 64), np.float32))
+    data = {"calibration": DataSource(tmp_path / "samples.npz")}
     with pytest.raises(StepFailed) as refusal:
-        run(original, spec(step), context(tmp_path, memory_bytes=3 * size - 3))
+        run(original, spec(step), context(tmp_path, memory_bytes=3 * size - 3), data)
     assert refusal.value.code == "model_too_large_for_step"
     for part in (f"steps[0] ({named})", f"{size:,} bytes", f"{size - 1:,} here", "'weight_only'", "'rtn' or 'hqq'"):
         assert part in refusal.value.message
 
 
-def test_what_does_not_fit_side_by_side_is_not_run(tmp_path, original):
-    result = run(original, spec(QuantizeWeightOnly(group_size=16)), context(tmp_path, memory_bytes=50_000))
-    assert {one.name for one in result.metrics} <= {
-        "file_bytes",
-        "gzip_bytes",
-        "parameters",
-        "nonzero_parameters",
-        "macs",
-    }
-    (note,) = [note for note in result.notes if note.startswith("Only sizes were measured")]
+def test_what_does_not_fit_side_by_side_runs_one_after_the_other(tmp_path, original):
+    step = QuantizeWeightOnly(group_size=16, weight_bits=8)
+    beside = run(original, spec(step), context(tmp_path, "enough"))
+    apart = run(original, spec(step), context(tmp_path, memory_bytes=50_000))
+    sizes = ["file_bytes", "gzip_bytes", "parameters", "nonzero_parameters", "macs"]
+    assert [one.name for one in apart.metrics] == [*sizes, "top1_agreement", "cosine_similarity", "sqnr"]
+    assert metric(apart, "sqnr").result == pytest.approx(metric(beside, "sqnr").result, abs=6)
+    (note,) = [note for note in apart.notes if note.startswith("Outputs were compared on 32 samples")]
     assert "50,000" in note
-    assert "agreement of outputs" in note
+    assert "Latency, memory and accuracy were not measured" in note
+
+
+def test_what_cannot_be_run_at_all(tmp_path, original, monkeypatch):
+    def fails(*_):
+        raise StepFailed("verification_failed", "It cannot be mapped.")
+
+    monkeypatch.setattr("compression.benchmarking.apart._Apart.run", fails)
+    result = run(original, spec(QuantizeWeightOnly(group_size=16)), context(tmp_path, memory_bytes=50_000))
+    assert "sqnr" not in {one.name for one in result.metrics}
+    (note,) = [note for note in result.notes if note.startswith("Only sizes were measured: both models at once")]
+    assert note.endswith("It cannot be mapped.")
+
+
+def test_what_no_process_may_map_is_handed_out_unverified_and_it_is_said(tmp_path, original, monkeypatch):
+    monkeypatch.setattr("compression.memory.address_space", lambda: (1 << 30) + 5000)
+    monkeypatch.setattr("compression.pipeline.reference_outputs", lambda *_, **__: pytest.fail("the result is run"))
+    result = run(original, spec(QuantizeWeightOnly(group_size=16)), context(tmp_path, memory_bytes=1 << 30))
+    (note,) = [note for note in result.notes if note.startswith("The result was not loaded and run")]
+    data = tmp_path / "work" / "out" / "model.onnx.data"
+    assert f"{data.stat().st_size:,} bytes" in note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +15,10 @@ from compression.quantization.weight_only import capabilities
 from compression.quantization.weight_only.groupwise import Array, Groups, pack
 from compression.quantization.weight_only.plan import Plan
 
+# Codes of so many bytes are assembled in the file, and pages of it let go after so many codes.
+_MAPPED_FROM = 1 << 28
+_SETTLED_EVERY = 1 << 23
+
 
 class Assembly:
     """The stored form of one weight, filled as its groups arrive in any order.
@@ -20,9 +26,12 @@ class Assembly:
     Args:
         plan: How the weight is held.
         bits: Of its codes, at most those that are stored.
+        beside: A file for the tensors' values; None keeps them in memory.
     """
 
-    def __init__(self, plan: Plan, bits: int) -> None:
+    def __init__(self, plan: Plan, bits: int, beside: DataFile | None = None) -> None:
+        self._beside = beside
+        self._unsettled = 0
         self._plan = plan
         self._bits = bits
         stacks, inputs, columns = plan.layout
@@ -32,14 +41,28 @@ class Assembly:
         self._codes: Array
         if plan.form == "MatMulNBits":
             shape = (stacks * columns, plan.groups)
-            self._codes = np.zeros((*shape, plan.group_size * stored // 8), np.uint8)
+            self._codes = self._room(*shape, plan.group_size * stored // 8)
         elif plan.form == "GatherBlockQuantized":
             shape = (stacks, plan.groups)
-            self._codes = np.zeros((stacks, inputs * stored // 8), np.uint8)
+            self._codes = self._room(stacks, inputs * stored // 8)
         else:
-            self._codes = np.zeros(-(-stacks * inputs * columns * stored // 8), np.uint8)
+            self._codes = self._room(-(-stacks * inputs * columns * stored // 8))
         self._scales = np.zeros(shape, dtype)
         self._zero_points = np.zeros(shape, np.uint8)
+
+    def _room(self, *shape: int) -> Array:
+        """Zeros for the codes: in memory, or where they are many in the file, mapped."""
+        size = math.prod(shape)
+        if self._beside is None or size < _MAPPED_FROM:
+            return np.zeros(shape, np.uint8)
+        return self._beside.room(size).reshape(shape)
+
+    def _settle(self, count: int) -> None:
+        """Leave mapped pages to the file once there are many."""
+        self._unsettled += count
+        if isinstance(self._codes, np.memmap) and self._unsettled >= _SETTLED_EVERY:
+            self._unsettled = 0
+            self._codes._mmap.madvise(mmap.MADV_DONTNEED)  # noqa: SLF001 - NumPy has no other way to it
 
     def put(self, groups: Groups, stack: int, group: int, column: int = 0) -> None:
         """Take in the groups from `group` on of the stacks from `stack` on, and of the columns from `column` on.
@@ -51,6 +74,7 @@ class Assembly:
         _, inputs, columns = plan.layout
         stacks, count, size, width = groups.codes.shape
         start = group * size
+        self._settle(groups.codes.size)
         codes = self._as_stored(groups.codes)
         here = np.s_[stack : stack + stacks, group : group + count]
         if plan.form == "MatMulNBits":
@@ -75,14 +99,10 @@ class Assembly:
         self._scales[here] = groups.scales
         self._zero_points[here] = groups.zero_points
 
-    def tensors(self, beside: DataFile | None = None) -> list[onnx.TensorProto]:
-        """Codes, scales and, where they are not fixed, zero points, in the order in which operators take them.
-
-        Args:
-            beside: A file for their values; None keeps them in memory.
-        """
-        if beside is not None:
-            return [beside.put_array(*part) for part in self._parts()]
+    def tensors(self) -> list[onnx.TensorProto]:
+        """Codes, scales and, where they are not fixed, zero points, in the order in which operators take them."""
+        if self._beside is not None:
+            return [self._beside.put_array(*part) for part in self._parts()]
         return [helper.make_tensor(*part, values.tobytes(), raw=True) for *part, values in self._parts()]
 
     def _parts(self) -> Iterator[tuple[str, int, tuple[int, ...], Array]]:

@@ -19,6 +19,7 @@ from compression.graph.inspect import summarize
 from compression.graph.stored import Stored, hold_all
 from compression.graph.tensors import is_external
 from compression.graph.weights import Weight, check_finite
+from compression.memory import can_map
 from compression.quantization import gemm, prepare
 from compression.quantization.spec import QuantizeWeightOnly
 from compression.quantization.weight_only import gptq, hqq
@@ -73,7 +74,7 @@ def quantize_weight_only(
 
     def keep(plan: Plan, assembly: Assembly, error: float, details: Mapping[str, object]) -> None:
         nonlocal done
-        rewriter.replace(plan, assembly.tensors(beside))
+        rewriter.replace(plan, assembly.tensors())
         done += 1
         context.progress("quantizing", done / len(able), plan.weight.name)
         report[plan.weight.name] |= {"mean_squared_error": error / plan.weight.size, **details}
@@ -83,7 +84,7 @@ def quantize_weight_only(
         for plan in able:
             if plan.weight.name not in layers:
                 context.check_cancelled()
-                assembly, error = _quantized(plan, Stored(stored[plan.weight.name]), spec)
+                assembly, error = _quantized(plan, Stored(stored[plan.weight.name]), spec, beside)
                 keep(plan, assembly, error, {"method": "rtn" if spec.method == "gptq" else spec.method})
         if feed is not None:
             for layer, moments in second_moments(result, layers, feed, spec, context):
@@ -110,8 +111,10 @@ def _file_for(model: onnx.ModelProto, context: Context) -> Iterator[DataFile | N
 
 
 def _finish_beside(beside: DataFile, result: onnx.ModelProto, context: Context) -> None:
-    """Move all that is left into the file, and have the runtime load both."""
+    """Move all that is left into the file, and have the runtime load both where it can map them."""
     beside.take_in(result)
+    if not can_map(beside.path.stat().st_size):
+        return
     graph = beside.path.with_name("model.onnx")
     graph.write_bytes(graph_beside(result, beside.path).SerializeToString())
     prepare.check_loads_mapped(graph, context)
@@ -161,9 +164,9 @@ def _entry(weight: Weight, plan: Plan | str) -> dict[str, object]:
     }
 
 
-def _quantized(plan: Plan, values: Stored, spec: QuantizeWeightOnly) -> tuple[Assembly, float]:
+def _quantized(plan: Plan, values: Stored, spec: QuantizeWeightOnly, beside: DataFile | None) -> tuple[Assembly, float]:
     """Each group for itself, some at a time; the assembled weight and its sum of squared errors."""
-    assembly = Assembly(plan, spec.weight_bits)
+    assembly = Assembly(plan, spec.weight_bits, beside)
     total = 0.0
     for stack, group, column, piece in _pieces(plan, values):
         if spec.method == "hqq":
