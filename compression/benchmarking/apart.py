@@ -31,6 +31,6 @@ def compare_apart(subject: Subject) -> Comparison:
         StepFailed: `verification_failed` when a model does not run.
         DataRejected: No inputs can be made up.
     """
-    models = (_Apart(path, subject) for path in (subject.original, subject.compressed))
+    original, result = _Apart(subject.original, subject), _Apart(subject.compressed, subject)
     batches = itertools.islice(subject.inputs.compared(), 1)
-    return compare(*models, batches, subject.context, task=subject.spec.task, pad_to=subject.inputs.fixed)
+    return compare(original, result, batches, subject.context, task=subject.spec.task, pad_to=subject.inputs.fixed)

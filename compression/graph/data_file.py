@@ -16,7 +16,6 @@ from compression.graph import skeleton, stored
 from compression.graph.tensors import is_external, set_place, stored_bytes
 
 Array = npt.NDArray[Any]
-Buffer = bytes | npt.NDArray[np.uint8]
 
 # ONNX advises offsets that are multiples of a page, so that tensors can be mapped.
 _PAGE, _PAGED_FROM, _LINE = 4096, 1 << 16, 64
@@ -45,7 +44,7 @@ class DataFile:
     def put(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Write a tensor's values; the tensor whose place is in this file."""
         if is_external(tensor):
-            parts: Iterable[Buffer] = stored.pieces(tensor)
+            parts: Iterable[bytes | memoryview] = stored.pieces(tensor)
         else:
             parts = [tensor.raw_data if tensor.HasField("raw_data") else stored.values(tensor).tobytes()]
         return self._put(tensor.name, tensor.data_type, tensor.dims, parts)
@@ -72,9 +71,11 @@ class DataFile:
             tensor = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
             set_place(tensor, self.path, values.offset)
             return tensor
-        return self._put(name, data_type, dims, [values.reshape(-1).view(np.uint8)])
+        return self._put(name, data_type, dims, [values.reshape(-1).view(np.uint8).data])
 
-    def _put(self, name: str, data_type: int, dims: Sequence[int], parts: Iterable[Buffer]) -> onnx.TensorProto:
+    def _put(
+        self, name: str, data_type: int, dims: Sequence[int], parts: Iterable[bytes | memoryview]
+    ) -> onnx.TensorProto:
         outside = onnx.TensorProto(name=name, data_type=data_type, dims=dims)
         step = _PAGE if stored_bytes(outside) >= _PAGED_FROM else _LINE
         self._write(bytes(-self._end % step))
@@ -86,7 +87,7 @@ class DataFile:
         os.posix_fadvise(self._file.fileno(), start, self._end - start, os.POSIX_FADV_DONTNEED)
         return outside
 
-    def _write(self, data: Buffer) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         self._end += len(rest)
         while rest:

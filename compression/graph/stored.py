@@ -46,7 +46,7 @@ class Stored:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._descriptor)
         values = np.empty(stop - start, self.dtype)
-        rest = memoryview(values).cast("B") if self.dtype.isbuiltin == 1 else memoryview(values.view(np.uint8))
+        rest = values.view(np.uint8).data
         at = offset + start * self.dtype.itemsize
         # What comes next is read from the disk while this is worked on.
         os.posix_fadvise(self._descriptor, at + len(rest), _AHEAD, os.POSIX_FADV_WILLNEED)

