@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from anyio import CapacityLimiter
@@ -24,8 +25,10 @@ from api.middleware import RequestMiddleware
 from api.models.endpoints import router as models_router
 from api.shutdown import notice_signals
 from api.uploads.endpoints import router as uploads_router
+from api.webhooks.endpoints import router as webhooks_router
 from catalog.blobs import Blobs
 from catalog.db import Database
+from catalog.jobs.states import Queue
 from catalog.settings import Settings
 
 _WRITER_THREADS = 8
@@ -43,6 +46,7 @@ _TAGS = [
     {"name": "models", "description": "Neural networks, inspected."},
     {"name": "datasets", "description": "Samples for calibration and evaluation, inspected."},
     {"name": "jobs", "description": "Runs of a pipeline on a model, their events and what came out."},
+    {"name": "webhooks", "description": "Receivers of events, signed as Standard Webhooks."},
     {"name": "capabilities", "description": "What can be asked for, and what this deployment can do."},
     {"name": "health", "description": "Probes and metrics."},
 ]
@@ -74,7 +78,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    for router in (uploads_router, models_router, datasets_router, jobs_router, capabilities_router):
+    for router in (
+        uploads_router,
+        models_router,
+        datasets_router,
+        jobs_router,
+        webhooks_router,
+        capabilities_router,
+    ):
         app.include_router(router)
     app.include_router(health.router)
     app.include_router(metrics.router)
@@ -92,11 +103,13 @@ def _open(settings: Settings) -> Services:
     database.migrate()
     blobs = Blobs.from_settings(settings)
     blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
+    wakeups = Wakeups(build_celery(settings))
+    database.after_outbox = partial(wakeups.wake, Queue.IO)
     return Services(
         settings=settings,
         database=database,
         blobs=blobs,
-        wakeups=Wakeups(build_celery(settings)),
+        wakeups=wakeups,
         metrics=Metrics(database, worker_silence_seconds=settings.lease_seconds),
         writer_threads=CapacityLimiter(_WRITER_THREADS),
         stopping=asyncio.Event(),

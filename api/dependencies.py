@@ -8,7 +8,6 @@ import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio import CapacityLimiter
@@ -131,14 +130,3 @@ def _decode(cursor: str) -> str:
         return storable(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode())
     except (binascii.Error, ValueError) as error:
         raise InvalidField("/query/cursor", "This is not a cursor that a page gave.") from error
-
-
-def rfc3339(seconds: float | None) -> str | None:
-    """A point in time in UTC, from seconds since 1970.
-
-    >>> rfc3339(1.5)
-    '1970-01-01T00:00:01.500Z'
-    """
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

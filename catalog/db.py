@@ -71,6 +71,8 @@ class Database:
         else:
             self._engine = create_engine(url, pool_size=pool_size, max_overflow=30, pool_pre_ping=True)
         self._readers = self._engine.execution_options(levity_begin="BEGIN")
+        self.after_outbox: Callable[[], None] = _nothing
+        """Called after a commit that put something into the outbox (`note_outbox`): whoever can wakes a sender."""
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -86,6 +88,8 @@ class Database:
                 yield session
             for send in session.info.pop("after_commit", ()):
                 send()
+            if session.info.pop("outbox", False):
+                self.after_outbox()
 
     def ping(self) -> None:
         """Raise unless the database answers."""
@@ -117,6 +121,15 @@ class Database:
 def after_commit(session: Session, send: Callable[[], None]) -> None:
     """Call `send` once `session` has committed, never when it rolls back."""
     session.info.setdefault("after_commit", []).append(send)
+
+
+def note_outbox(session: Session) -> None:
+    """Have `Database.after_outbox` called once `session` has committed."""
+    session.info["outbox"] = True
+
+
+def _nothing() -> None:
+    pass
 
 
 def _sqlite_engine(url: str, pool_size: int) -> Engine:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["upl", "mdl", "dts", "job", "wrk"]
+Prefix = Literal["upl", "mdl", "dts", "job", "wrk", "whk", "dlv"]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -14,12 +14,15 @@ from catalog.jobs.tables import (
 )
 from catalog.models.tables import ModelRow
 from catalog.uploads.tables import PartRow, UploadRow
+from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
 from catalog.workers.tables import WorkerRow
 
 __all__ = [
     "ArtifactRow",
     "AttemptRow",
     "DatasetRow",
+    "DeliveryAttemptRow",
+    "DeliveryRow",
     "EventRow",
     "IdempotencyRow",
     "JobDatasetRow",
@@ -28,5 +31,6 @@ __all__ = [
     "PartRow",
     "StepCacheRow",
     "UploadRow",
+    "WebhookRow",
     "WorkerRow",
 ]

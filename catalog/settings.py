@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from catalog.webhooks.addresses import Policy
 
 MIB = 2**20
 GIB = 2**30
@@ -74,6 +76,24 @@ class Settings(BaseSettings):
     """How a child is confined: with bubblewrap (no network, read-only file system) where it works, or by resource
     limits alone. `bubblewrap` refuses to start a worker where it does not work."""
 
+    webhook_allow_http: bool = False
+    """Webhooks may go to `http://` too; otherwise to `https://` alone."""
+    webhook_allowed_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Networks that webhooks may go to beside public addresses, such as `["10.20.0.0/16"]`; they are checked when the
+    connection is made."""
+    webhook_timeout_seconds: float = Field(default=20, gt=0)
+    """Time for one attempt at delivery: resolving, connecting, sending, reading the answer."""
+    webhook_senders: int = Field(default=8, ge=1, le=256)
+    """Deliveries that a worker of queue `io` makes at once, two at most to one host and port."""
+    webhook_secret_overlap_seconds: float = Field(default=24 * 3600, ge=0)
+    """After a webhook's secret was rotated, the previous one signs too for so long."""
+    webhook_disable_after_seconds: float = Field(default=5 * 24 * 3600, gt=0)
+    """A webhook is disabled when a delivery used up its attempts and none succeeded for so long."""
+    webhook_retention_seconds: float = Field(default=30 * 24 * 3600, gt=0)
+    """Deliveries are forgotten so long after they ended."""
+    max_webhooks: int = Field(default=100, ge=0)
+    """Webhooks that hear of all jobs: each event is sent to each."""
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe messages that are logged."""
 
@@ -96,6 +116,11 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         """The blob store in force."""
         return self.store_url or f"file://{self.root / 'blobs'}"
+
+    @cached_property
+    def webhook_policy(self) -> Policy:
+        """Where webhooks may go."""
+        return Policy(allow_http=self.webhook_allow_http, allowed_networks=self.webhook_allowed_networks)
 
     @cached_property
     def resolved_memory_limit(self) -> int:

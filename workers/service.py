@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from functools import partial
 from types import FrameType
 
 from catalog.blobs import Blobs
@@ -23,6 +24,7 @@ from workers.lease import Drain
 from workers.sandbox import Sandbox
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
+from workers.webhooks import Deliverer
 from workers.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     alarm = Alarm()
     threads = 0 if concurrency == 1 else max(1, len(os.sched_getaffinity(0)) // concurrency)
     wakeups = Wakeups(app)
+    database.after_outbox = partial(wakeups.wake, Queue.IO)
     supervisor = Supervisor(
         settings=settings,
         database=database,
@@ -92,15 +95,28 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         slots=concurrency,
         capabilities=capabilities.describe(sandbox, threads=threads, gpu=queue is Queue.GPU),
     )
-    receiver = Receiver(app, queue, concurrency, jobs.run_until_empty)
+    deliverer = None
+    if queue is Queue.IO:
+        deliverer = Deliverer(settings=settings, database=database, drain=drain, worker_id=worker_id)
+
+    def wake() -> None:
+        if deliverer is not None:
+            deliverer.wake()
+        jobs.run_until_empty()
+
+    receiver = Receiver(app, queue, concurrency, wake)
     logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
     sweeper.start()
+    if deliverer is not None:
+        deliverer.start()
     try:
         _stop_on_signals(drain, settings.drain_seconds)
         receiver.run()
     finally:
         if not drain.begun.is_set():
             drain.begin(settings.drain_seconds)
+        if deliverer is not None:
+            deliverer.stop()
         sweeper.stop()
         children.close()
         with database.write() as session:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from api.dependencies import Body, Document, Page, rfc3339
+from api.dependencies import Body, Document, Page
 from api.models.schemas import Rejection
 from api.uploads.schemas import Sha256
 from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
 from catalog.db import Json
+from catalog.times import rfc3339
 from compression.data_spec import ImagePreprocessing
 from compression.signature import DatasetSummary
 

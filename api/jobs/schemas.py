@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
-from api.dependencies import Body, Document, Page, rfc3339
+from api.dependencies import Body, Document, Page
 from api.uploads.schemas import Sha256
+from api.webhooks.schemas import JobWebhook
 from catalog.db import Json
 from catalog.jobs.states import AttemptOutcome, JobState
 from catalog.jobs.tables import ArtifactRow, AttemptRow, EventRow, JobRow
+from catalog.times import rfc3339
 from compression._spec_base import DataRole
 from compression.result import Measured, Metric, StepResult
 from compression.spec import BenchmarkSpec, PipelineSpec, Step
@@ -88,6 +90,8 @@ class CreateJob(Body):
     """The job expires when no worker took it by then."""
     max_attempts: int | None = Field(default=None, ge=1, le=100)
     """Tries before a dying worker or child makes it fail. `/v1/capabilities` has the default."""
+    webhook: JobWebhook | None = None
+    """Is told of this job, beside the webhooks of all jobs; `GET /v1/webhooks?job_id=…` finds it and its deliveries."""
 
 
 class JobError(Document):

@@ -12,6 +12,7 @@ from api.dependencies import PageRequest, Services
 from api.errors import InvalidField, RequestError
 from api.jobs.admission import check_data, check_provider, check_student
 from api.jobs.schemas import CreateJob, artifact_json, attempt_json, event_json, job_json
+from api.webhooks.service import job_webhook
 from catalog.datasets.repository import Datasets
 from catalog.db import Json, after_commit
 from catalog.errors import NotFound
@@ -84,6 +85,7 @@ class JobService:
             priority=body.priority,
             start_within_seconds=body.start_within_seconds,
             request_id=request_id,
+            webhook=None if body.webhook is None else job_webhook(body.webhook, self._settings),
         )
         jobs = Jobs(session)
         row = jobs.add(new)

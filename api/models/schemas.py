@@ -6,11 +6,12 @@ from typing import Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, model_validator
 
-from api.dependencies import Body, Document, Page, rfc3339
+from api.dependencies import Body, Document, Page
 from api.uploads.schemas import Sha256
 from catalog.db import Json
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
+from catalog.times import rfc3339
 from compression.graph.architectures.spec import COMPANION, MODEL, Architecture, Inputs, check_inputs
 from compression.signature import ModelSummary
 

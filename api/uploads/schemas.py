@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from api.dependencies import Body, Document, rfc3339
+from api.dependencies import Body, Document
 from catalog.db import Json
+from catalog.times import rfc3339
 from catalog.uploads.states import UploadState
 from catalog.uploads.tables import PartRow, UploadRow
 

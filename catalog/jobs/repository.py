@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -21,9 +21,14 @@ from catalog.jobs.tables import (
     JobDatasetRow,
     JobRow,
 )
+from catalog.webhooks.outbox import JobFacts, tell_of_job
+from catalog.webhooks.repository import NewWebhook, Webhooks
+from catalog.webhooks.states import EVENT_OF_STATE
 
 # Built once: they are asked for by everybody who polls, and building a statement costs as much as running it.
 _BY_ID = select(JobRow).where(JobRow.id == bindparam("job_id")).execution_options(populate_existing=True)
+# What webhooks are told of a job.
+_TOLD = tuple(getattr(JobRow, entry.name) for entry in fields(JobFacts))
 _DATASETS_OF = select(JobDatasetRow.role, JobDatasetRow.dataset_id).where(JobDatasetRow.job_id == bindparam("job_id"))
 
 
@@ -45,6 +50,8 @@ class NewJob:
     priority: int = 0
     start_within_seconds: float | None = None
     request_id: str = ""
+    webhook: NewWebhook | None = None
+    """Hears of this job alone."""
 
 
 class Jobs:
@@ -76,6 +83,8 @@ class Jobs:
         self._session.flush()
         for role, dataset_id in new.datasets.items():
             self._session.add(JobDatasetRow(job_id=row.id, role=role, dataset_id=dataset_id))
+        if new.webhook is not None:
+            Webhooks(self._session).add(new.webhook, job_id=row.id)
         append_event(self._session, row.id, JobState.QUEUED, {})
         self._session.refresh(row)
         return row
@@ -249,15 +258,23 @@ class Jobs:
 
 
 def append_event(session: Session, job_id: str, type_: str, data: Json) -> int:
-    """Record an event in the running transaction and return its sequence number."""
-    seq, attempt = session.execute(
+    """Record an event in the running transaction and return its sequence number.
+
+    A change of a compression job's state goes into the webhooks' outbox too.
+    """
+    job = session.execute(
         update(JobRow)
         .where(JobRow.id == job_id)
         .values(last_event=JobRow.last_event + 1)
-        .returning(JobRow.last_event, JobRow.attempt)
+        .returning(*_TOLD, JobRow.kind, JobRow.last_event, db_now().label("now"))
         .execution_options(synchronize_session=False)
     ).one()
     session.execute(
-        insert(EventRow).values(job_id=job_id, seq=seq, at=db_now(), type=str(type_), attempt=attempt, data=data)
+        insert(EventRow).values(
+            job_id=job_id, seq=job.last_event, at=job.now, type=str(type_), attempt=job.attempt, data=data
+        )
     )
-    return int(seq)
+    if job.kind == JobKind.COMPRESS and type_ in EVENT_OF_STATE:
+        facts = JobFacts(**{column.key: getattr(job, column.key) for column in _TOLD})
+        tell_of_job(session, facts, now=job.now)
+    return int(job.last_event)

@@ -35,6 +35,8 @@ FAST = {
     "LEVITY_DRAIN_SECONDS": "1",
     "LEVITY_GRACE_SECONDS": "1",
     "LEVITY_JOB_MEMORY_LIMIT_BYTES": str(8 * GIB),
+    "LEVITY_WEBHOOK_ALLOW_HTTP": "true",
+    "LEVITY_WEBHOOK_TIMEOUT_SECONDS": "3",
 }
 # A measurement that ends at once, and one that outlasts whatever a test does meanwhile.
 BRIEF = {"max_seconds": 0.05, "min_rounds": 5, "max_rounds": 5, "evaluation_samples": 50}
@@ -93,6 +95,8 @@ class Service:
         }
         known = {name.removeprefix("LEVITY_").lower(): value for name, value in self.environment.items()}
         self.settings = Settings(**{name: known[name] for name in Settings.model_fields if name in known})
+        # Receivers of webhooks are on this machine. A list is JSON here only.
+        self.environment["LEVITY_WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.0/8"]'
         self.port = _free_port()
         self.api: Process | None = None
         self.workers: list[Process] = []

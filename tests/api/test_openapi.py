@@ -10,6 +10,7 @@ from api.errors import STATUS
 from api.jobs.schemas import CreateJob
 from api.models.schemas import CreateModel
 from api.uploads.schemas import CompleteUpload, CreateUpload
+from api.webhooks.schemas import CreateWebhook, UpdateWebhook
 
 OPERATIONS = {
     "cancel_job",
@@ -18,10 +19,12 @@ OPERATIONS = {
     "create_job",
     "create_model",
     "create_upload",
+    "create_webhook",
     "delete_dataset",
     "delete_job",
     "delete_model",
     "delete_upload",
+    "delete_webhook",
     "get_capabilities",
     "get_dataset",
     "get_job",
@@ -32,6 +35,8 @@ OPERATIONS = {
     "get_model_content",
     "get_readiness",
     "get_upload",
+    "get_webhook",
+    "get_webhook_delivery",
     "head_job_artifact",
     "head_model_content",
     "head_upload",
@@ -42,9 +47,15 @@ OPERATIONS = {
     "list_jobs",
     "list_models",
     "list_steps",
+    "list_webhook_deliveries",
+    "list_webhooks",
     "put_upload_content",
     "put_upload_part",
+    "replay_webhook_delivery",
     "retry_job",
+    "rotate_webhook_secret",
+    "test_webhook",
+    "update_webhook",
 }
 
 
@@ -89,7 +100,9 @@ def test_every_reference_leads_somewhere(document):
         assert target
 
 
-@pytest.mark.parametrize("body", [CreateUpload, CompleteUpload, CreateModel, CreateDataset, CreateJob])
+@pytest.mark.parametrize(
+    "body", [CreateUpload, CompleteUpload, CreateModel, CreateDataset, CreateJob, CreateWebhook, UpdateWebhook]
+)
 def test_examples_of_requests_are_true(body):
     examples = body.model_config["json_schema_extra"]["examples"]
     assert examples
@@ -102,8 +115,9 @@ def test_examples_of_responses_are_true(document):
     from api.jobs import schemas as jobs
     from api.models import schemas as models
     from api.uploads import schemas as uploads
+    from api.webhooks import schemas as webhooks
 
-    for schema in (uploads.Upload, models.Model, jobs.Job):
+    for schema in (uploads.Upload, models.Model, jobs.Job, webhooks.Webhook):
         examples = document["components"]["schemas"][schema.__name__]["examples"]
         assert examples
         for example in examples:
