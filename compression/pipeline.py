@@ -21,6 +21,7 @@ from compression.coding.encode import encode
 from compression.context import Context
 from compression.data import Batch, DataSource, open_dataset, synthetic_batches
 from compression.data.feed import ModelFeed
+from compression.data.ranges import differing_ranges
 from compression.dispatch import Material, apply
 from compression.errors import CompressionError, DataRejected, ModelRejected
 from compression.finished_steps import Done, keep, resume
@@ -281,7 +282,8 @@ def _measure(  # noqa: PLR0917 - private, and always all of them
         beside=subject.beside,
     )
     artifacts = [publishing.describe(path) for path in (written, data) if path.exists()]
-    metrics, notes = list(measured.metrics), [*measured.notes, *_remarks(steps)]
+    metrics = list(measured.metrics)
+    notes = [*measured.notes, *differing_ranges(subject.feeds), *_remarks(steps)]
     if outside and not can_map(outside):
         notes.append(
             f"The result was not loaded and run before it was handed out: its {outside:,} bytes are more than a "

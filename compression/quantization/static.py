@@ -303,16 +303,17 @@ def describe(
     plan = calibrated.plan(float_nodes)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
     saturating = saturations(result, plan, calibrated.feed, context)
+    activations = _activations(calibrated, plan, stored)
     return {
         "weight_limit": calibrated.limit,
         "weights": _weights(calibrated, plan, stored, frozenset(float_nodes)),
         "float_nodes": sorted(calibrated.float_nodes.union(float_nodes)),
-        "activations": _activations(calibrated, plan, stored),
+        "activations": activations,
         "rescaled_channels": list(calibrated.rescaled),
         "calibrations_tried": list(calibrated.tried),
         "rounded_adaptively": list(calibrated.adapted),
         "cpus_without_vnni": saturation.summary(saturating),
-        "notes": saturation.notes(saturating),
+        "notes": [*saturation.notes(saturating), *_constant(activations)],
     }
 
 
@@ -334,6 +335,19 @@ def _weights(
         report.append(entry)
     prepare.check_some(report)
     return report
+
+
+def _constant(activations: Sequence[Mapping[str, object]]) -> list[str]:
+    """A sentence on activations that calibration has not seen move: their scale is a guess."""
+    names = [str(row["name"]) for row in activations if isinstance(row["seen"], list) and len(set(row["seen"])) == 1]
+    if not names:
+        return []
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    sentence = (
+        f"'{names[0]}'{others} had one and the same value in all calibration samples, so that its range ends there and "
+        "at zero: other inputs will be clipped."
+    )
+    return [sentence]
 
 
 def _activations(calibrated: Calibrated, plan: Plan, stored: Mapping[str, onnx.TensorProto]) -> list[dict[str, object]]:
