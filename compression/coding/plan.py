@@ -122,7 +122,7 @@ def _make_sparse(plan: Plan, folded: Array, common: int) -> bool:
     best = _cheapest(places)
     if best is None:
         return False
-    cost, plan.levels, plan.transposed = best
+    cost, plan.levels, plan.transposed, lag = best
     oriented = matrix if plan.transposed else matrix.T
     mask = places.T if plan.transposed else places
     mask = np.ascontiguousarray(mask)
@@ -137,7 +137,6 @@ def _make_sparse(plan: Plan, folded: Array, common: int) -> bool:
     plan.gaps = sparse.split(mask, sparse.contexts(mask, plan.levels), plan.levels.contexts)
     plan.planes = _planes(plan, rest)
     if one_plane:
-        lag = plan.levels.lag or sparse.best_lag(mask)[0]
         cost = 0.0 if plan.levels.lag else _LAG_BITS
         if len(mask) > 2 * lag and _add_signs(plan.planes[0], mask, common, lag, cost):
             plan.levels = replace(plan.levels, lag=lag)
@@ -158,8 +157,12 @@ def _add_signs(plane: Plane, mask: Array, zero: int, lag: int, cost: float) -> b
     return True
 
 
-def _cheapest(places: Array) -> tuple[float, sparse.Levels, bool] | None:
-    """Bits, contexts and orientation of the cheapest way to say where the weights are; `places` (columns, rows)."""
+def _cheapest(places: Array) -> tuple[float, sparse.Levels, bool, int] | None:
+    """The cheapest way to say where the weights are; `places` (columns, rows).
+
+    Returns:
+        Bits, contexts and orientation, and the distance at which weights resemble one another in that orientation.
+    """
     options: list[tuple[float, sparse.Levels, bool]] = []
 
     def consider(mask: Array, levels: sparse.Levels, *, transposed: bool) -> None:
@@ -179,10 +182,13 @@ def _cheapest(places: Array) -> tuple[float, sparse.Levels, bool] | None:
     consider(places, sparse.Levels(None, None, 0, np.zeros(19, np.int64), 0, 1), transposed=False)
     if min(count, height) > 1:
         consider(places, sparse.fit_static(places), transposed=False)
+    lags = {False: 2, True: 2}
     for transposed in (False, True):
         mask = np.ascontiguousarray(places.T) if transposed else places
         if len(mask) > 4:
             lag, times = sparse.best_lag(mask)
+            lags[transposed] = lag
             if times > _WORTH_A_LOOK:
                 consider(mask, sparse.fit_neighbours(mask, lag), transposed=transposed)
-    return min(options, key=lambda option: option[0])
+    bits, chosen, turned = min(options, key=lambda option: option[0])
+    return bits, chosen, turned, lags[turned]

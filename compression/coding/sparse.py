@@ -33,7 +33,9 @@ MAX_CONTEXTS = 32
 SIGN_CONTEXTS = 5
 _STEP = 0.8  # of the log odds from one level to the next
 _PRIOR = 0.7
-_LOOKED_AT = 1 << 14
+_LOOKED_AT = 1 << 13
+# Effects that move by less are rounded to the same levels, but for luck.
+_SETTLED = 0.01
 _MAX_LAG = 64
 _NEWTON_STEPS = 12
 _FEW_ONES = 6
@@ -134,11 +136,16 @@ def fit_static(mask: Array) -> Levels:
     start = _log_odds(int(in_rows.sum()), mask.size)
     rows, columns = np.zeros(len(kinds)), np.zeros(len(others))
     for _ in range(_NEWTON_STEPS):
+        moved = 0.0
         for effect, own, across, times in ((rows, kinds, columns, column_times), (columns, others, rows, row_times)):
-            chance = _logistic(start + effect[:, None] + across[None]) * times
-            weight = (chance * (1 - chance / times)).sum(1)
-            slope = own - chance.sum(1) - _PRIOR * effect
-            np.add(effect, np.clip(slope / (weight + _PRIOR), -1.5, 1.5), out=effect)
+            chance = _logistic(start + effect[:, None] + across[None])
+            each = chance @ times
+            weight = each - np.square(chance) @ times
+            step = np.clip((own - each - _PRIOR * effect) / (weight + _PRIOR), -1.5, 1.5)
+            np.add(effect, step, out=effect)
+            moved = max(moved, float(np.abs(step).max()))
+        if moved < _SETTLED:
+            break
     row_levels = np.rint(rows / _STEP).astype(np.int64)[row_kind]
     column_levels = np.rint(columns / _STEP).astype(np.int64)[column_kind]
     low = int(row_levels.min()), int(column_levels.min())
@@ -201,10 +208,10 @@ def best_lag(mask: Array) -> tuple[int, float]:
     best, found = 2, -1.0
     for lag in range(2, min(_MAX_LAG, count - 1) + 1):
         inside = places[places < (count - lag) * height]
-        together = float(flat[inside + lag * height].mean()) if len(inside) else 0.0
+        together = np.count_nonzero(flat.take(inside + lag * height)) / max(len(inside), 1)
         if together > found:
             best, found = lag, together
-    return best, found / max(float(flat.mean()), 1e-12)
+    return best, found / max(np.count_nonzero(flat) / flat.size, 1e-12)
 
 
 def _log_odds(ones: int, total: int) -> float:
