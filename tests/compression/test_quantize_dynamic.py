@@ -111,6 +111,26 @@ def test_a_gru_has_no_integer_form_and_the_rest_has(tmp_path):
     assert error.value.code == "no_weights"
 
 
+def test_attention_multiplies_whole_numbers_with_its_weights_and_floats_among_activations(tmp_path):
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", name], [f"{name}x"], f"{name}_product") for name in ("q", "k", "v")]
+    nodes += [
+        helper.make_node("Transpose", ["kx"], ["kt"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["qx", "kt"], ["scores"], "scores"),
+        helper.make_node("Softmax", ["scores"], ["shares"], "softmax", axis=-1),
+        helper.make_node("MatMul", ["shares", "vx"], ["mixed"], "mix"),
+        helper.make_node("MatMul", ["mixed", "o"], ["y"], "out"),
+    ]
+    weights = {name: weight(rng, 16, 16) for name in ("q", "k", "v", "o")}
+    model = make_model(nodes, [value("x", ["n", 6, 16])], [value("y", ["n", 6, 16])], weights)
+    result, details = apply(model, QuantizeDynamic(), tmp_path)
+    assert {entry["name"]: entry.get("scales") for entry in details["weights"]} == dict.fromkeys(weights, 16)
+    kinds = [node.op_type for node in result.graph.node]
+    assert (kinds.count("MatMulInteger"), kinds.count("MatMul")) == (4, 2)
+    x = rng.standard_normal((3, 6, 16)).astype(np.float32)
+    assert sqnr(outputs(model, x=x), outputs(result, x=x)) > 25
+
+
 def test_an_excluded_layer_stays_float(tmp_path):
     model = cnn()
     result, details = apply(model, QuantizeDynamic(exclude=("conv2.weight",)), tmp_path)
