@@ -136,6 +136,22 @@ class Levity:
     def get_dataset(self, dataset_id: str) -> Dataset:
         return Dataset.from_json(self._get(f"/v1/datasets/{dataset_id}"))
 
+    def download_model(self, model_id: str, target: str | Path) -> Path:
+        """Fetch a model as an ONNX file, whatever it was uploaded as; see `download`.
+
+        Args:
+            model_id: The model.
+            target: The file to write, or an existing folder to write `model.onnx` in.
+
+        Raises:
+            LevityError: `digest_mismatch` when the bytes are not those that the service announced.
+        """
+        path = Path(target)
+        if path.is_dir():
+            path /= "model.onnx"
+        _files.receive(self._http, f"/v1/models/{model_id}/content", path)
+        return path
+
     def models(self) -> Iterator[Model]:
         """All models, newest first."""
         return self._pages(Model, "/v1/models", {})

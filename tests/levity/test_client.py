@@ -274,6 +274,12 @@ def test_download_is_verified_and_lands_under_its_name(stub, levity, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_a_model_comes_back_as_an_onnx_file(stub, levity, tmp_path):
+    stub.on("GET /v1/models/mdl_1/content", artifact(b"graph"))
+    assert levity.download_model("mdl_1", tmp_path) == tmp_path / "model.onnx"
+    assert (tmp_path / "model.onnx").read_bytes() == b"graph"
+
+
 def test_broken_download_goes_on_where_it_broke(stub, levity, tmp_path):
     data = bytes(range(256)) * 40
 
