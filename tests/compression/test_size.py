@@ -54,7 +54,6 @@ def test_large_files_are_packed_less_hard_and_it_is_said(tmp_path, monkeypatch):
     (tmp_path / "small").write_bytes(bytes(1000))
     (tmp_path / "large").write_bytes(bytes(1250))
     assert size.gzip_level(1000) == 9
-    assert size.gzip_level(2 << 30) == 1
     summary = inspect_model(save(mlp(), tmp_path / "model.onnx"))
     notes = size.size_metrics(tmp_path / "large", tmp_path / "small", summary, summary, Context(tmp_path))[1]
     assert notes == ["Sizes after gzip are those of level 6, because a file is larger than 64 MB."]
@@ -77,3 +76,16 @@ def test_can_be_cancelled(tmp_path):
 
 def test_examples():
     assert doctest.testmod(size).failed == 0
+
+
+def test_huge_files_are_packed_in_part(tmp_path, monkeypatch):
+    """Of eight blocks the first and the fifth do not shrink; every other block is looked at, half of which do not."""
+    block, noise = size._BLOCK, np.random.default_rng(0).bytes(size._BLOCK)
+    (tmp_path / "m").write_bytes((noise + bytes(3 * block)) * 2)
+    assert size.gzip_size(tmp_path / "m", 6, Context(tmp_path)) == pytest.approx(2 * block, rel=0.02)
+    monkeypatch.setattr(size, "_WHOLE_UP_TO", 4 * block)
+    monkeypatch.setattr(size, "_SAMPLED_BLOCKS", 4)
+    assert size.gzip_size(tmp_path / "m", 6, Context(tmp_path)) == pytest.approx(4 * block, rel=0.02)
+    summary = inspect_model(save(mlp(), tmp_path / "model.onnx"))
+    notes = size.size_metrics(tmp_path / "m", tmp_path / "m", summary, summary, Context(tmp_path))[1]
+    assert notes[-1] == "Sizes after gzip of files above 1 GB are estimates from 256 MB, spread evenly over each."
