@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,9 @@ class Receiver:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
+            def handle_error(self, *_):
+                """A handshake that fails, or a peer that went away, is what tests are about."""
+
             def verify_request(self, *_):
                 receiver.connections += 1
                 return True
@@ -85,6 +89,9 @@ class Receiver:
     def answer_with(self, *answers: Answer):
         with self._lock:
             self._answers[:] = answers
+
+    def use_tls(self, context: ssl.SSLContext):
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def release(self):
         """Let those go that hang."""

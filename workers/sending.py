@@ -37,6 +37,10 @@ class NameNotResolved(Exception):
     """The name leads nowhere."""
 
 
+class TlsFailed(Exception):
+    """No secure connection came about, such as when the certificate is not the name's."""
+
+
 class Sender:
     """Makes attempts at deliveries, from several threads.
 
@@ -69,9 +73,10 @@ class Sender:
             error = ("name_not_resolved", str(unresolved))
         except httpcore.TimeoutException:
             error = ("timeout", f"The receiver did not answer within {self._timeout:g} s.")
+        except TlsFailed as failed:
+            error = ("tls_failed", str(failed))
         except httpcore.ConnectError as failed:
-            untrusted = isinstance(failed.__cause__, ssl.SSLError)
-            error = ("tls_failed" if untrusted else "connection_failed", str(failed))
+            error = ("connection_failed", str(failed))
         except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as failed:
             error = ("bad_response", f"{type(failed).__name__}: {failed}")
         return Outcome(
@@ -227,7 +232,11 @@ class _TimedStream(httpcore.NetworkStream):
     ) -> httpcore.NetworkStream:
         left = _seconds_left(self._deadline, httpcore.ConnectTimeout)
         self._opened.remove(self._socket)
-        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline, self._opened)
+        try:
+            secure = self._stream.start_tls(ssl_context, server_hostname, left)
+        except httpcore.ConnectError as error:
+            raise TlsFailed(str(error)) from error
+        return _TimedStream(secure, self._deadline, self._opened)
 
     def get_extra_info(self, info: str) -> Any:  # noqa: ANN401 - httpcore's
         return self._stream.get_extra_info(info)
