@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from levity.client import Levity
 from levity.errors import LevityError
-from levity.resources import Artifact, Dataset, Event, Job, Metric, Model, Upload
+from levity.resources import Artifact, Dataset, Delivery, Event, Job, Metric, Model, Upload, Webhook
 
-__all__ = ["Artifact", "Dataset", "Event", "Job", "Levity", "LevityError", "Metric", "Model", "Upload"]
+__all__ = [
+    "Artifact",
+    "Dataset",
+    "Delivery",
+    "Event",
+    "Job",
+    "Levity",
+    "LevityError",
+    "Metric",
+    "Model",
+    "Upload",
+    "Webhook",
+]

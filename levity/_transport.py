@@ -97,6 +97,16 @@ class Transport:
                 raise error_of(response)
             return response
 
+    def pages(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The items of a list, fetched page by page."""
+        cursor: str | None = None
+        while True:
+            page = self.request("GET", path, params={**query, "cursor": cursor}).json()
+            yield from page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
     @contextmanager
     def stream(
         self,

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from levity._webhook_commands import add_commands
 from levity.client import Levity
 from levity.compress import check_succeeded, compress, watch
 from levity.console import summary, table
@@ -139,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         command = jobs.add_parser(name, parents=[remote], help=text)
         command.add_argument("job", metavar="JOB", help="the job's id")
         command.set_defaults(run=action)
+
+    add_commands(commands, remote)
 
     command = commands.add_parser("version", help="this release's number")
     command.set_defaults(run=_version)

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from levity import _files
 from levity._events import follow
 from levity._transport import Transport
+from levity._webhooks import WebhookMethods
 from levity.errors import LevityError
 from levity.resources import Dataset, Event, Job, Json, Model, Resource, Upload
 
@@ -25,7 +26,7 @@ _LONGEST_WAIT_SECONDS = 30
 _POLL_SECONDS = 0.2
 
 
-class Levity:
+class Levity(WebhookMethods):
     """A connection to a Levity service. Use it as a context manager, or call `close`.
 
     Requests that can be repeated without harm are, with growing pauses, when the service does not answer or asks for
@@ -186,6 +187,7 @@ class Levity:
         time_limit_seconds: float | None = None,
         start_within_seconds: float | None = None,
         max_attempts: int | None = None,
+        webhook: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Queue a job; what is not given takes the service's default.
@@ -204,6 +206,7 @@ class Levity:
             time_limit_seconds: Wall time that an attempt may take; then the job expires.
             start_within_seconds: The job expires when no worker took it by then.
             max_attempts: Tries that it gets before dying workers or children make it fail.
+            webhook: Who is told of this job: `url`, `secret` and, if not of everything, `events`.
             idempotency_key: A second submission with the same key is the same job. One is made when none is given,
                 so that a submission whose answer was lost can be repeated.
         """
@@ -219,6 +222,7 @@ class Levity:
             "time_limit_seconds": time_limit_seconds,
             "start_within_seconds": start_within_seconds,
             "max_attempts": max_attempts,
+            "webhook": webhook and dict(webhook),
         }
         response = self._http.request(
             "POST",
@@ -309,13 +313,7 @@ class Levity:
         return body
 
     def _pages(self, kind: type[_R], path: str, query: Mapping[str, Any]) -> Iterator[_R]:
-        cursor: str | None = None
-        while True:
-            page = self._get(path, **query, cursor=cursor)
-            yield from (kind.from_json(item) for item in page["items"])
-            cursor = page["next_cursor"]
-            if cursor is None:
-                return
+        return map(kind.from_json, self._http.pages(path, query))
 
     def _uploaded(self, source: Source) -> Upload:
         return source if isinstance(source, Upload) else self.upload(source)

@@ -163,3 +163,40 @@ class Job(Resource):
     def artifacts(self) -> list[Artifact]:
         """Published files; empty until the job succeeded."""
         return [Artifact.from_json(entry) for entry in self.raw.get("artifacts") or ()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Webhook(Resource):
+    """A receiver of events."""
+
+    id: str
+    url: str
+    events: list[str]
+    description: str = ""
+    enabled: bool
+    disabled_reason: Json | None = None
+    """`{code, message, at}` while it is not enabled."""
+    job_id: str | None = None
+    """The only job that it hears of; None for all."""
+    failing_since: str | None = None
+    previous_secret_expires_at: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    """Known once, when it was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery(Resource):
+    """An event on its way to a webhook."""
+
+    id: str
+    """The header `webhook-id`."""
+    webhook_id: str
+    type: str
+    state: str
+    """`waiting`, `sending`, `delivered` or `failed`."""
+    job_id: str | None = None
+    payload: Json = field(default_factory=dict)
+    attempts: list[Json] = field(default_factory=list)
+    """`{number, started_at, duration_seconds, status, error, response}` of each."""
+    next_attempt_at: str | None = None
+    created_at: str | None = None
