@@ -20,6 +20,7 @@ NNCF runs where NNCF_PYTHON names a Python that has it. Building the models need
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import math
 import os
@@ -99,7 +100,8 @@ def ort(subject: zoo.Subject, target: Path, folder: Path, _threads: int) -> None
 
     prepared = folder / "prepared.onnx"
     try:
-        quant_pre_process(subject.path, prepared)
+        with contextlib.chdir(folder):  # where it leaves what it could not finish
+            quant_pre_process(subject.path, prepared)
     except Exception:  # noqa: BLE001 - its symbolic shape inference gives up on some models; the tool works without
         prepared = subject.path
     quantize_static(prepared, target, Reader())
