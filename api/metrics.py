@@ -14,6 +14,8 @@ from prometheus_client.registry import Collector
 from catalog.db import Database
 from catalog.jobs.repository import Jobs
 from catalog.jobs.states import JobState, Queue
+from catalog.webhooks.deliveries import Deliveries
+from catalog.webhooks.states import DeliveryState
 from catalog.workers.repository import Workers
 
 _LATENCY_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -63,6 +65,8 @@ class _CatalogCollector(Collector):
         with self._database.read() as session:
             counts = Jobs(session).counts()
             oldest = Jobs(session).oldest_waiting_seconds()
+            deliveries = Deliveries(session)
+            under_way, overdue = deliveries.under_way(), deliveries.overdue_seconds()
             live = Tally(worker.queue for worker in Workers(session).alive(seconds=self._silence))
         jobs = GaugeMetricFamily("levity_jobs", "Jobs by kind, queue and state.", labels=("kind", "queue", "state"))
         waiting: Tally[str] = Tally()
@@ -78,6 +82,17 @@ class _CatalogCollector(Collector):
             lambda queue: oldest.get(queue, 0.0),
         )
         yield _by_queue("levity_workers", "Live workers, by queue.", live.__getitem__)
+        family = GaugeMetricFamily(
+            "levity_webhook_deliveries", "Webhook deliveries that have not ended, by state.", labels=("state",)
+        )
+        for state in (DeliveryState.WAITING, DeliveryState.SENDING):
+            family.add_metric((state,), under_way.get(state, 0))
+        yield family
+        yield GaugeMetricFamily(
+            "levity_webhook_overdue_seconds",
+            "For how long the oldest delivery that could be sent has not been, in seconds.",
+            value=overdue,
+        )
 
 
 def _by_queue(name: str, documentation: str, value: Callable[[str], float]) -> GaugeMetricFamily:

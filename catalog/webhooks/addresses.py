@@ -56,10 +56,6 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
-    @property
-    def lane(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
-
 
 def parse(url: str) -> Target:
     """Take a URL apart as browsers do (WHATWG): `http://0x7f.1` is `http://127.0.0.1/`.
@@ -124,3 +120,12 @@ def refusal(address: Address, allowed: Sequence[Network]) -> str | None:
     if public and not any(address.version == network.version and address in network for network in _EMBEDDING):
         return None
     return f"{address} is not a public address (LEVITY_WEBHOOK_ALLOWED_NETWORKS would allow it)"
+
+
+def lane_of(url: str) -> str:
+    """Scheme, host and port of a URL that was checked, without a usual port. Never fails, unlike `parse`.
+
+    >>> lane_of("https://example.com:8443/hook?a=b")
+    'https://example.com:8443'
+    """
+    return "/".join(url.split("/", 3)[:3])

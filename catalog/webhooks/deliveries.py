@@ -55,18 +55,18 @@ class Deliveries:
     def claim(self, *, owner: str, lease_seconds: float) -> Claim | None:
         """Take the delivery that has waited longest among those that are due, or None."""
         other = aliased(DeliveryRow)
-        under_way = (
-            select(func.count())
-            .where(other.lane == DeliveryRow.lane, other.state == DeliveryState.SENDING)
-            .correlate(DeliveryRow)
-            .scalar_subquery()
+        busy = (
+            select(other.lane)
+            .where(other.state == DeliveryState.SENDING)
+            .group_by(other.lane)
+            .having(func.count() >= _LANE_SHARE)
         )
         next_id = (
             select(DeliveryRow.id)
             .where(
                 DeliveryRow.state == DeliveryState.WAITING,
                 DeliveryRow.next_attempt_at <= db_now(),
-                under_way < _LANE_SHARE,
+                DeliveryRow.lane.not_in(busy),
             )
             .order_by(DeliveryRow.next_attempt_at, DeliveryRow.id)
             .limit(1)
@@ -217,6 +217,24 @@ class Deliveries:
             )
         )
         return None if seconds is None else float(seconds)
+
+    def under_way(self) -> dict[str, int]:
+        """Number of deliveries that have not ended, by state."""
+        rows = self._session.execute(
+            select(DeliveryRow.state, func.count())
+            .where(DeliveryRow.state.in_([DeliveryState.WAITING, DeliveryState.SENDING]))
+            .group_by(DeliveryRow.state)
+        )
+        return dict(rows.tuples().all())
+
+    def overdue_seconds(self) -> float:
+        """For how long the first delivery that could be sent has not been."""
+        seconds = self._session.scalar(
+            select(db_now() - func.min(DeliveryRow.next_attempt_at)).where(
+                DeliveryRow.state == DeliveryState.WAITING, DeliveryRow.next_attempt_at <= db_now()
+            )
+        )
+        return 0.0 if seconds is None else max(0.0, float(seconds))
 
     def _move(self, claim: Claim, **values: object) -> None:
         moved = self._session.scalar(

@@ -9,15 +9,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from catalog.db import Json, note_outbox
 from catalog.ids import new_id
 from catalog.times import rfc3339
-from catalog.webhooks.addresses import parse
+from catalog.webhooks.addresses import lane_of
 from catalog.webhooks.states import EVENT_OF_STATE, MAX_ATTEMPTS, PING, DeliveryState
 from catalog.webhooks.tables import DeliveryRow, WebhookRow
+
+# Built once: every change of a job's state asks for it.
+_LISTENERS = (
+    select(WebhookRow.id, WebhookRow.url, WebhookRow.events)
+    .where(WebhookRow.enabled, or_(WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id")))
+    .order_by(WebhookRow.id)
+    # Against deletion: the job's change must not fail because a webhook went away meanwhile.
+    .with_for_update(read=True, key_share=True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +49,7 @@ class JobFacts:
 def tell_of_job(session: Session, job: JobFacts, *, now: float) -> None:
     """Put the job's new state into the outbox, once for each webhook that wants to hear of it."""
     event = EVENT_OF_STATE[job.state]
-    webhooks = session.execute(
-        select(WebhookRow.id, WebhookRow.url, WebhookRow.events)
-        .where(WebhookRow.enabled, or_(WebhookRow.job_id.is_(None), WebhookRow.job_id == job.id))
-        .order_by(WebhookRow.id)
-        # Against deletion: the job's change must not fail because a webhook went away meanwhile.
-        .with_for_update(read=True, key_share=True)
-    ).all()
+    webhooks = session.execute(_LISTENERS, {"job_id": job.id}).all()
     wanted = [(webhook_id, url) for webhook_id, url, events in webhooks if event in events]
     if not wanted:
         return
@@ -78,7 +81,7 @@ def _add(
         type=type_,
         job_id=job_id,
         payload=payload,
-        lane=parse(url).lane,
+        lane=lane_of(url),
         state=DeliveryState.WAITING,
         attempts_left=attempts,
         next_attempt_at=now,

@@ -13,7 +13,7 @@ from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.jobs.tables import JobRow
 from catalog.webhooks import outbox
-from catalog.webhooks.addresses import parse
+from catalog.webhooks.addresses import lane_of
 from catalog.webhooks.signatures import new_secret
 from catalog.webhooks.states import MAX_ATTEMPTS, PING, DeliveryState, DisabledCode, EventType
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
@@ -98,7 +98,7 @@ class Webhooks:
             self._session.execute(
                 update(DeliveryRow)
                 .where(DeliveryRow.webhook_id == row.id)
-                .values(lane=parse(str(values["url"])).lane)
+                .values(lane=lane_of(str(values["url"])))
                 .execution_options(synchronize_session=False)
             )
         if values.get("enabled") is False and row.enabled:

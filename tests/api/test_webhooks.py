@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from api.webhooks.schemas import Delivery, Webhook, WebhookSecret
+from catalog.db import db_now
 from catalog.settings import Settings
 from catalog.webhooks.deliveries import Deliveries, Outcome
 from catalog.webhooks.signatures import new_secret
@@ -228,3 +229,19 @@ def test_the_same_key_makes_one_job_and_one_webhook(service):
     assert first.json()["id"] == second.json()["id"]
     assert len(service.rows(WebhookRow)) == 1
     assert len(service.rows(DeliveryRow)) == 1
+
+
+def test_metrics_of_deliveries(service):
+    create(service, events=["job.queued"])
+    for _ in range(2):
+        service.job()
+    with service.database.write() as session:
+        Deliveries(session).claim(owner="worker", lease_seconds=60)
+        session.execute(
+            update(DeliveryRow).where(DeliveryRow.state == "waiting").values(next_attempt_at=db_now() - 100)
+        )
+    lines = service.http.get("/metrics").text.splitlines()
+    assert 'levity_webhook_deliveries{state="waiting"} 1.0' in lines
+    assert 'levity_webhook_deliveries{state="sending"} 1.0' in lines
+    (overdue,) = [line for line in lines if line.startswith("levity_webhook_overdue_seconds ")]
+    assert float(overdue.split()[1]) == pytest.approx(100, abs=20)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from standardwebhooks import Webhook
 
-from catalog.webhooks.addresses import Policy, UrlRefused, check, parse, refusal
+from catalog.webhooks.addresses import Policy, UrlRefused, check, lane_of, parse, refusal
 from catalog.webhooks.signatures import new_secret, secret_problem, signature_header
 
 OPEN = Policy(allow_http=True, allowed_networks=(ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")))
@@ -113,7 +113,7 @@ def test_urls_that_are_taken():
     assert (target.path, target.host_header) == ("/a%20b?c=d\\e", "xn--bcher-kva.example")
     target = check("http://[::1]:8080", OPEN)
     assert (target.host, target.path, target.host_header) == ("::1", "/", "[::1]:8080")
-    assert target.lane == "http://::1:8080"
+    assert lane_of(target.url) == "http://[::1]:8080"
     assert check("http://localhost:9000/x", OPEN).port == 9000
     assert parse(target.url) == target
 

@@ -95,7 +95,7 @@ def test_each_change_of_a_jobs_state_is_told(database):
         Leases(session).fail(claimed, ERROR, retry=False)
     rows = outbox(database)
     assert [row.type for row in rows] == ["job.queued", "job.started", "job.failed"]
-    assert {(row.state, row.job_id, row.lane) for row in rows} == {("waiting", job_id, "https://example.com:443")}
+    assert {(row.state, row.job_id, row.lane) for row in rows} == {("waiting", job_id, "https://example.com")}
     started, failed = (json.loads(row.payload) for row in rows[1:])
     assert started["data"]["job"]["state"] == "running"
     assert (started["data"]["job"]["attempt"], started["data"]["job"]["error"]) == (1, None)
