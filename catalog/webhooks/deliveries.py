@@ -225,7 +225,7 @@ class Deliveries:
             .where(DeliveryRow.state.in_([DeliveryState.WAITING, DeliveryState.SENDING]))
             .group_by(DeliveryRow.state)
         )
-        return dict(rows.tuples().all())
+        return {state: count for state, count in rows}  # noqa: C416 - rows are no pairs to the type checker
 
     def overdue_seconds(self) -> float:
         """For how long the first delivery that could be sent has not been."""
