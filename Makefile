@@ -21,7 +21,7 @@ serve: .venv/.serve.stamp ## Run the service on http://127.0.0.1:8000
 	$(BIN)/levity serve
 
 test: .venv/.dev.stamp ## Run the tests (all but the soak)
-	$(BIN)/pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check

@@ -17,19 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Every process has a core; read by torch and the runtime when they are imported, here and in what tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests that share a server: what is flushed by one is gone for the others.
-ON_ONE_PROCESS = ("tests/acceptance/", "tests/workers/test_process.py")
-
 POSTGRESQL_URL = os.environ.get("LEVITY_TEST_POSTGRESQL_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes (`make test`), those of a file share one, and so its costly fixtures."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        group = "services" if file.startswith(ON_ONE_PROCESS) else file
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ import redis
 # Where a developer's or a CI's servers are. The database and the number below are made, emptied and dropped.
 POSTGRES = os.environ.get("LEVITY_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 REDIS = os.environ.get("LEVITY_TEST_REDIS", "redis://127.0.0.1:6379")
-REDIS_NUMBER = 11
+# One for each of the processes that `make test` runs tests in (gw0, gw1, …).
+REDIS_NUMBER = 8 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
 
 
 @dataclass(frozen=True)
