@@ -167,9 +167,12 @@ def _cheapest(places: Array) -> tuple[float, sparse.Levels, bool, int] | None:
 
     def consider(mask: Array, levels: sparse.Levels, *, transposed: bool) -> None:
         gaps = np.zeros((levels.contexts, 2), np.int64)
-        context = sparse.contexts(mask, levels)
-        gaps[:, 1] = np.bincount(context.reshape(-1), minlength=levels.contexts)
-        gaps[:, 0] = np.bincount(context[mask], minlength=levels.contexts)
+        if levels.contexts == 1:
+            gaps[0] = np.count_nonzero(mask), mask.size
+        else:
+            context = sparse.contexts(mask, levels)
+            gaps[:, 1] = np.bincount(context.reshape(-1), minlength=levels.contexts)
+            gaps[:, 0] = np.bincount(context[mask], minlength=levels.contexts)
         gaps[:, 1] -= gaps[:, 0]
         side = sum(
             entropy_bits(np.bincount(part)) + table_bits(np.bincount(part))
