@@ -43,8 +43,8 @@ def test_running(service, inputs):
     asked = time.monotonic()
     assert service.client.cancel(job.id).raw["cancel_requested"] is True
     service.assert_settled(service.client.wait(job.id, timeout=30), "cancelled")
-    assert time.monotonic() - asked < 5
-    eventually(lambda: not runs(child), seconds=5)
+    assert time.monotonic() - asked < 15
+    eventually(lambda: not runs(child), seconds=15)
     inputs.assert_healthy()
 
 

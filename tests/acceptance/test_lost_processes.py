@@ -95,7 +95,7 @@ def test_job_expires_at_its_time_limit(service, inputs):
     job = inputs.submit(benchmark=LONG, time_limit_seconds=2)
     started = time.monotonic()
     row = service.assert_settled(service.client.wait(job.id, timeout=30), "expired")
-    assert 2 <= time.monotonic() - started < 10
+    assert 2 <= time.monotonic() - started < 25
     assert row.attempt == 1
     inputs.assert_healthy()
 

@@ -390,7 +390,7 @@ def test_many_that_wait_do_not_keep_others_waiting(service):
         time.sleep(0.5)
         start = time.monotonic()
         assert service.get(job_id)["state"] == "queued"
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 2.5
         assert {future.result() for future in waiting} == {200}
 
 

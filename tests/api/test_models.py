@@ -107,7 +107,7 @@ def test_waiting_until_rejected(service, noun):
 def test_waiting_in_vain(service, noun):
     start = time.monotonic()
     response = create(service, noun, wait="wait=1")
-    assert 0.9 < time.monotonic() - start < 5
+    assert 0.9 < time.monotonic() - start < 20
     assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=1")
     assert response.headers["retry-after"] == "1"
 
@@ -116,7 +116,7 @@ def test_waiting_in_vain(service, noun):
 def test_preferences_that_ask_for_nothing(service, noun, prefer):
     start = time.monotonic()
     response = create(service, noun, wait=prefer)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
     assert response.status_code == 202
     assert "preference-applied" not in response.headers
 

@@ -308,5 +308,5 @@ def test_uploads_do_not_keep_others_waiting(service, http):
     with raw_put(service, upload_id, 10**9, b"x" * 10**6) as connection:
         start = time.monotonic()
         assert httpx.get(f"{service.url}/livez", trust_env=False).status_code == 200
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 10
         connection.sendall(b"x")

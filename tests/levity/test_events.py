@@ -85,7 +85,7 @@ def test_waiting_ends_when_time_is_up(stub, levity):
     with pytest.raises(LevityError, match=r"is queued after 0\.3 s") as error:
         levity.wait("job_1", timeout=0.3)
     assert error.value.code == "wait_timeout"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
 
 
 def test_unknown_job_is_an_error_at_once(stub, levity):

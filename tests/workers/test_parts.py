@@ -100,7 +100,7 @@ def test_an_alarm_rings_at_once_then_later_or_when_asked():
     started = time.monotonic()
     threading.Timer(0.1, alarm.ring_in, (0.1,)).start()
     assert alarm.wait(60)
-    assert 0.15 < time.monotonic() - started < 5
+    assert 0.15 < time.monotonic() - started < 20
     threading.Timer(0.1, alarm.stop).start()
     assert not alarm.wait(60)
 

@@ -199,7 +199,7 @@ def test_an_idle_worker_ends_soon_after_its_signal(deployment):
     asked = time.monotonic()
     worker.send_signal(signal.SIGINT)
     assert worker.wait(20) == 0
-    assert time.monotonic() - asked < 3
+    assert time.monotonic() - asked < 15
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -91,7 +91,7 @@ def family_of(address):
 def test_what_a_receiver_gets(sender, receiver):
     outcome = sender.send(claim(receiver.url))
     assert (outcome.status, outcome.error_code) == (204, None)
-    assert 0 < outcome.duration_seconds < 5
+    assert 0 < outcome.duration_seconds < 20
     (received,) = receiver.received
     assert received.path == "/hooks?team=vision"
     assert received.body.decode() == PAYLOAD
@@ -100,7 +100,7 @@ def test_what_a_receiver_gets(sender, receiver):
     assert received.headers["content-type"] == "application/json"
     assert received.headers["user-agent"].startswith("Levity/")
     assert received.headers["webhook-id"] == "dlv_1"
-    assert abs(int(received.headers["webhook-timestamp"]) - time.time()) < 5
+    assert abs(int(received.headers["webhook-timestamp"]) - time.time()) < 60
 
 
 def test_two_secrets_give_two_signatures(sender, receiver):

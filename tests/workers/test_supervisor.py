@@ -93,8 +93,8 @@ def test_cancelling_ends_the_child(bench_of_each_level, do):
     with bench.database.write() as session:
         Jobs(session).request_cancel(job_id)
     asked = time.monotonic()
-    thread.join(10)
-    assert time.monotonic() - asked < 3
+    thread.join(20)
+    assert time.monotonic() - asked < 8
     assert bench.job(job_id).state == "cancelled"
     bench.assert_tidy()
 
@@ -102,7 +102,7 @@ def test_cancelling_ends_the_child(bench_of_each_level, do):
 def test_the_time_limit_expires_the_job(bench):
     started = time.monotonic()
     job = bench.run("sleep", time_limit_seconds=1.5)
-    assert 1.5 <= time.monotonic() - started < 5
+    assert 1.5 <= time.monotonic() - started < 20
     assert (job.state, job.error["code"]) == ("expired", "time_limit_exceeded")
     assert "1.5 s" in job.error["message"]
     bench.assert_tidy()
