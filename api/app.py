@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import errors, health, metrics, openapi
+from api.authentication import AuthenticationMiddleware
 from api.capabilities.endpoints import router as capabilities_router
 from api.datasets.endpoints import router as datasets_router
 from api.dependencies import Services
 from api.jobs.endpoints import router as jobs_router
+from api.keys.endpoints import router as keys_router
 from api.metrics import Metrics
 from api.middleware import RequestMiddleware
 from api.models.endpoints import router as models_router
@@ -29,7 +31,10 @@ from api.webhooks.endpoints import router as webhooks_router
 from catalog.blobs import Blobs
 from catalog.db import Database
 from catalog.jobs.states import Queue
+from catalog.keys.repository import any_key
 from catalog.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _WRITER_THREADS = 8
 # Far longer than any transfer pauses, on this process's or another's behalf.
@@ -39,7 +44,8 @@ Levity takes weight off neural networks. Upload a model and data, post a job tha
 faster files with measured numbers.
 
 Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a stable `code`. Every response carries
-`X-Request-ID`. Times are UTC. Lists come in pages, newest first.
+`X-Request-ID`. Where the service asks for keys, send `Authorization: Bearer lv_…`; what belongs to another tenant is
+answered like what does not exist. Times are UTC. Lists come in pages, newest first.
 """
 _TAGS = [
     {"name": "uploads", "description": "Bytes on their way in."},
@@ -47,6 +53,7 @@ _TAGS = [
     {"name": "datasets", "description": "Samples for calibration and evaluation, inspected."},
     {"name": "jobs", "description": "Runs of a pipeline on a model, their events and what came out."},
     {"name": "webhooks", "description": "Receivers of events, signed as Standard Webhooks."},
+    {"name": "keys", "description": "Who may do what, and who did."},
     {"name": "capabilities", "description": "What can be asked for, and what this deployment can do."},
     {"name": "health", "description": "Probes and metrics."},
 ]
@@ -84,11 +91,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         datasets_router,
         jobs_router,
         webhooks_router,
+        keys_router,
         capabilities_router,
     ):
         app.include_router(router)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.add_middleware(AuthenticationMiddleware, auth=chosen.auth)
     app.add_middleware(RequestMiddleware, allowed_hosts=chosen.allowed_hosts)
     errors.install(app)
     app.openapi = openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
@@ -101,6 +110,13 @@ def _open(settings: Settings) -> Services:
 
     database = Database(settings.resolved_database_url)
     database.migrate()
+    with database.read() as session:
+        if any_key(session) != (settings.auth == "keys"):
+            logger.warning(
+                "LEVITY_AUTH is %s, but there are %s valid API keys",
+                settings.auth,
+                "no" if settings.auth == "keys" else "some",
+            )
     blobs = Blobs.from_settings(settings)
     blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
     wakeups = Wakeups(build_celery(settings))

@@ -7,18 +7,21 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Header, Query, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from api.authentication import PRINCIPAL
 from api.errors import REQUEST_ID, InvalidField
 from api.metrics import Metrics
 from catalog.blobs import Blobs
 from catalog.db import Database, Json
+from catalog.keys.repository import Principal
 from catalog.settings import Settings
+from catalog.tenancy import Actor
 
 if TYPE_CHECKING:
     # Celery takes long to import and nothing needs it before the first request.
@@ -43,14 +46,29 @@ class Services:
     """Set when the process was told to stop: answers that wait for something end then."""
 
 
-async def _services(request: Request) -> Services:
+async def _process(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+async def _caller(request: Request) -> Principal:
+    # A request that came past the authentication has none, and ends here.
+    principal: Principal = request.scope[PRINCIPAL]
+    return principal
 
 
 async def _request_id(request: Request) -> str:
     value: str = request.scope[REQUEST_ID]
     return value
+
+
+async def _services(
+    services: Annotated[Services, Depends(_process)],
+    caller: Annotated[Principal, Depends(_caller)],
+    request_id: Annotated[str, Depends(_request_id)],
+) -> Services:
+    actor = Actor(caller.tenant, caller.key_id, request_id)
+    return replace(services, database=services.database.acting(actor))
 
 
 def storable(text: str) -> str:
@@ -74,6 +92,10 @@ async def _wait(
 
 
 ServicesParameter = Annotated[Services, Depends(_services)]
+"""The process's parts as the caller may use them: the database shows the caller's tenant alone."""
+ProcessServices = Annotated[Services, Depends(_process)]
+"""The same unconfined, for probes."""
+Caller = Annotated[Principal, Depends(_caller)]
 RequestId = Annotated[str, Depends(_request_id)]
 WaitSeconds = Annotated[int, Depends(_wait)]
 Key = Annotated[str, AfterValidator(storable)]

@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 
-from api.dependencies import Document, ServicesParameter
+from api.dependencies import Document, ProcessServices
 from api.errors import RequestError
 from api.json_body import Json
 from api.openapi import problems
@@ -52,7 +52,7 @@ async def get_liveness() -> Json:
     response_model=Readiness,
     responses=problems("not_ready"),
 )
-async def get_readiness(services: ServicesParameter) -> Json:
+async def get_readiness(services: ProcessServices) -> Json:
     """Asks the database, the blob store and the broker. Without a broker the service is degraded and still ready."""
     probes: dict[str, Callable[[], object]] = {
         "database": services.database.ping,

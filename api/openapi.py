@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from api.authentication import required_scope
 from api.dependencies import Document
 from api.errors import MEDIA_TYPE, STATUS, FieldProblem, Problem, title
 
@@ -73,12 +74,26 @@ def document(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 extra = model.model_config.get("json_schema_extra")
                 if isinstance(extra, dict) and model.__name__ in schemas:
                     schemas[model.__name__].update(extra)
+            _declare_keys(schema)
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             app.openapi_schema = schema
         return app.openapi_schema
 
     return openapi
+
+
+def _declare_keys(schema: dict[str, Any]) -> None:
+    """Say of every operation which scope a key needs."""
+    description = "An API key, `lv_…`. A service without keys (`LEVITY_AUTH=none`) needs none on its own machine."
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": description}}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            scope = required_scope(method.upper(), path)
+            if scope is not None:
+                operation["security"] = [{"key": [scope.value]}]
+                operation["responses"]["401"] = _response(401, ["unauthenticated"])
+                operation["responses"]["403"] = _response(403, ["insufficient_scope", "keys_required"])
 
 
 _LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}

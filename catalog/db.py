@@ -6,18 +6,21 @@ depend on the clocks of workers, and SQLite has no type for points in time.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import JSON, Connection, Double, Engine, MetaData, create_engine, event, make_url, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from catalog.tenancy import Actor, TenantSession
 
 Json = dict[str, Any]
 
@@ -73,17 +76,24 @@ class Database:
         self._readers = self._engine.execution_options(levity_begin="BEGIN")
         self.after_outbox: Callable[[], None] = _nothing
         """Called after a commit that put something into the outbox (`note_outbox`): whoever can wakes a sender."""
+        self._actor: Actor | None = None
+
+    def acting(self, actor: Actor) -> Self:
+        """The same database as `actor` may see it: sessions are confined to the actor's tenant."""
+        view = copy.copy(self)
+        view._actor = actor  # noqa: SLF001 - its own
+        return view
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that only reads, on one consistent state of the database."""
-        with Session(self._readers, expire_on_commit=False) as session:
+        with TenantSession(self._readers, actor=self._actor, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back when an exception leaves the block."""
-        with Session(self._engine, expire_on_commit=False) as session:
+        with TenantSession(self._engine, actor=self._actor, expire_on_commit=False) as session:
             with self._turn, session.begin():
                 yield session
             for send in session.info.pop("after_commit", ()):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import uuid_utils
 
-Prefix = Literal["upl", "mdl", "dts", "job", "wrk", "whk", "dlv"]
+Prefix = Literal["upl", "mdl", "dts", "job", "wrk", "whk", "dlv", "key", "aud"]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from catalog.audit.tables import AuditRow
 from catalog.datasets.tables import DatasetRow
 from catalog.jobs.tables import (
     ArtifactRow,
@@ -12,14 +13,17 @@ from catalog.jobs.tables import (
     JobRow,
     StepCacheRow,
 )
+from catalog.keys.tables import ApiKeyRow, TenantRow
 from catalog.models.tables import ModelRow
 from catalog.uploads.tables import PartRow, UploadRow
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
 from catalog.workers.tables import WorkerRow
 
 __all__ = [
+    "ApiKeyRow",
     "ArtifactRow",
     "AttemptRow",
+    "AuditRow",
     "DatasetRow",
     "DeliveryAttemptRow",
     "DeliveryRow",
@@ -30,6 +34,7 @@ __all__ = [
     "ModelRow",
     "PartRow",
     "StepCacheRow",
+    "TenantRow",
     "UploadRow",
     "WebhookRow",
     "WorkerRow",

@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from catalog.webhooks.addresses import Policy
 
+Auth = Literal["none", "keys"]
+
 MIB = 2**20
 GIB = 2**30
 
@@ -35,6 +37,9 @@ class Settings(BaseSettings):
     """Where blobs live; empty means a folder in the data folder. S3-compatible: `s3://bucket/prefix`, with the
     `AWS_*` variables for credentials, region and endpoint."""
 
+    auth: Auth = "none"
+    """`keys`: every request shows an API key. `none`: there are no keys, and only direct requests from this machine are
+    answered; what comes through a proxy is refused."""
     max_upload_bytes: int = Field(default=16 * GIB, ge=1)
     """Largest upload, in bytes."""
     upload_part_bytes: int = Field(default=16 * MIB, ge=1)

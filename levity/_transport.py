@@ -30,13 +30,14 @@ class Transport:
     Args:
         base_url: Where the service answers, such as `http://127.0.0.1:8000`.
         timeout: Seconds that connecting, sending or receiving a piece may take.
+        api_key: Sent with every request, where there is one.
     """
 
-    def __init__(self, base_url: str, timeout: float) -> None:
+    def __init__(self, base_url: str, timeout: float, api_key: str | None = None) -> None:
         self._client = httpx.Client(
             base_url=base_url,
             timeout=httpx.Timeout(timeout, connect=10),
-            headers={"user-agent": "levity-client"},
+            headers={"user-agent": "levity-client", **({"authorization": f"Bearer {api_key}"} if api_key else {})},
             # A proxy named in the environment cannot reach this machine's own loopback.
             trust_env=httpx.URL(base_url).host not in ("localhost", "127.0.0.1", "::1"),
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -29,7 +31,8 @@ _DESCRIPTION = """\
 Take weight off neural networks: prune, cluster, quantize, and measure the result against the original.
 
 `levity demo` shows it on a small real model. `levity serve` starts the service on this machine;
-the other commands talk to a running one (--url or LEVITY_URL, by default http://127.0.0.1:8000)."""
+the other commands talk to a running one (--url or LEVITY_URL, by default http://127.0.0.1:8000)
+and send LEVITY_API_KEY where it is set."""
 
 _EPILOG = """\
 exit status: 0 done, 1 refused or the job did not succeed, 2 wrong usage, 3 the service does not answer,
@@ -72,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser("serve", help="run the whole service on this machine")
-    command.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (%(default)s); beyond loopback keys are needed"
+    )
     command.add_argument("--port", type=_port, default=8000, help="TCP port, 0 for a free one (%(default)s)")
     command.add_argument(
         "--data-dir",
@@ -143,6 +148,13 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands, remote)
 
+    for noun, text in (("keys", "make, list, rotate, revoke API keys"), ("tenants", "make and list tenants")):
+        command = commands.add_parser(
+            noun, add_help=False, help=f"{text}, on the database of this machine's settings (LEVITY_*)"
+        )
+        command.add_argument("rest", nargs=argparse.REMAINDER)
+        command.set_defaults(run=_on_database, noun=noun)
+
     command = commands.add_parser("version", help="this release's number")
     command.set_defaults(run=_version)
     return parser
@@ -208,6 +220,14 @@ def _jobs_cancel(options: argparse.Namespace) -> int:
     asked = not job.terminal
     sys.stdout.write(f"{job.id} is {job.state}{', and was asked to stop' if asked else ''}.\n")
     return 0
+
+
+def _on_database(options: argparse.Namespace) -> int:
+    """The service's own command, in a process of its own: the client has none of the service's packages."""
+    if importlib.util.find_spec("catalog") is None or importlib.util.find_spec("sqlalchemy") is None:
+        raise LevityError("not_installed", "The service is not installed here: pip install 'levity[serve]'.")
+    command = [sys.executable, "-P", "-m", "catalog", options.noun, *options.rest]
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own module
 
 
 def _version(_options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,11 +36,14 @@ class Levity(WebhookMethods):
     Args:
         base_url: Where the service answers, such as `http://127.0.0.1:8000`.
         timeout: Seconds that connecting, sending or receiving a piece may take.
+        api_key: Where the service asks for one; `LEVITY_API_KEY` unless given.
     """
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", *, timeout: float = 60) -> None:
+    def __init__(
+        self, base_url: str = "http://127.0.0.1:8000", *, timeout: float = 60, api_key: str | None = None
+    ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._http = Transport(self.base_url, timeout)
+        self._http = Transport(self.base_url, timeout, api_key or os.environ.get("LEVITY_API_KEY"))
 
     def __enter__(self) -> Self:
         return self

@@ -61,7 +61,7 @@ class Service:
 
     Args:
         data_dir: Folder for all that is kept; made when missing. One service at a time can use it.
-        host: Loopback address to listen on.
+        host: Address to listen on: a loopback one, unless LEVITY_AUTH is `keys`.
         port: TCP port; 0 takes a free one.
         workers: Whether to start workers too.
         api_processes: Processes that answer requests, on the same port.
@@ -81,7 +81,8 @@ class Service:
         log: Log,
         inherit: bool = True,
     ) -> None:
-        _check_loopback(host)
+        if not (inherit and os.environ.get("LEVITY_AUTH") == "keys"):
+            _check_loopback(host)
         _check_installed(workers=workers)
         self._data_dir = data_dir.expanduser().resolve()
         self._log = log
@@ -221,8 +222,8 @@ def _check_loopback(host: str) -> None:
     if not loopback:
         raise LevityError(
             "not_loopback",
-            f"Levity has no authentication yet, so it listens on loopback addresses only, not on {host}. "
-            "Put a proxy that authenticates before it.",
+            f"Without API keys Levity listens on loopback addresses only, not on {host}. Make a key with "
+            "`levity keys create`, then set LEVITY_AUTH=keys, and LEVITY_ALLOWED_HOSTS to the names that callers use.",
         )
 
 

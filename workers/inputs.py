@@ -19,6 +19,7 @@ from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
 from catalog.models.repository import Models
 from catalog.models.tables import ModelRow
+from catalog.tenancy import DEFAULT_TENANT, Actor
 from compression.cache import checkpoint_key, step_keys
 from compression.data_spec import ImagePreprocessing
 from compression.graph.architectures.spec import COMPANION, MODEL, ModelSource
@@ -44,6 +45,7 @@ class Inputs:
     keys: Sequence[str]
     """The name of each step of `spec` in the step cache."""
     student: ModelRow | None = None
+    tenant: str = DEFAULT_TENANT
 
     def may_be_made(self, names: Sequence[str]) -> bool:
         """Whether an inspection may make files of these names of the model's upload, and put them in its place.
@@ -61,7 +63,8 @@ def find_inputs(database: Database, job: JobRow) -> Inputs:
     Raises:
         JobFailed: The model or a dataset was deleted meanwhile.
     """
-    with database.read() as session:
+    # As the job's tenant, like the submission: a job never reads what its caller could not.
+    with database.acting(Actor(job.tenant, "worker")).read() as session:
         model = None if job.kind == JobKind.INSPECT_DATASET else _model(session, job.model_id)
         student = None if job.student_id is None else _model(session, job.student_id)
         datasets: dict[str, DatasetRow] = {}
@@ -71,12 +74,12 @@ def find_inputs(database: Database, job: JobRow) -> Inputs:
             except NotFound as error:
                 raise _dataset_deleted(role, dataset_id) from error
     if job.kind != JobKind.COMPRESS or model is None:
-        return Inputs(model, datasets, None, ())
+        return Inputs(model, datasets, None, (), tenant=job.tenant)
     spec = PipelineSpec.model_validate(job.spec)
     data_sha256 = {role: row.sha256 for role, row in datasets.items()}
     student_sha256 = None if student is None else student.sha256
     keys = step_keys(model.sha256, data_sha256, spec, cpu_facts(), student_sha256=student_sha256)
-    return Inputs(model, datasets, spec, keys, student)
+    return Inputs(model, datasets, spec, keys, student, job.tenant)
 
 
 def _model(session: Session, model_id: str | None) -> ModelRow:
@@ -151,14 +154,14 @@ def lay_out_finished_steps(
     if not inputs.keys:
         return 0
     with database.write() as session:
-        row = FinishedSteps(session).longest_prefix(inputs.keys)
+        row = FinishedSteps(session, inputs.tenant).longest_prefix(inputs.keys)
     finished = 0
     if row is not None and _lay_out_cached(row.key, row.files, blobs, folder, between):
         finished = list(inputs.keys).index(row.key) + 1
     if finished < len(inputs.keys):
         begun = checkpoint_key(inputs.keys[finished])
         with database.read() as session:
-            files = FinishedSteps(session).get(begun)
+            files = FinishedSteps(session, inputs.tenant).get(begun)
         if files:
             _lay_out_cached(begun, files, blobs, folder, between)
     return finished

@@ -223,9 +223,10 @@ class Supervisor:
 
         def remember() -> None:
             with self._database.write() as session:
-                FinishedSteps(session).put(event.key, files)
+                finished = FinishedSteps(session, lease.claim.tenant)
+                finished.put(event.key, files)
                 if obsolete is not None:
-                    FinishedSteps(session).drop(obsolete)
+                    finished.drop(obsolete)
 
         lease.patiently(remember)
 

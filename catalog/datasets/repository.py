@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from catalog.audit.repository import note
 from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
 from catalog.db import Json, db_now
@@ -56,4 +57,5 @@ class Datasets:
         return self._session.scalars(query).all()
 
     def delete(self, row: DatasetRow) -> None:
+        note(self._session, "dataset.deleted", row.id)
         self._session.delete(row)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, String
+from sqlalchemy import BigInteger, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base, Json
+from catalog.tenancy import Tenanted
 
 
-class DatasetRow(Base):
+class DatasetRow(Tenanted, Base):
     """Samples that were uploaded, for calibration or evaluation."""
 
     __tablename__ = "datasets"
+    __table_args__ = (Index("ix_datasets_tenant", "tenant", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(255))

@@ -23,6 +23,7 @@ from catalog.jobs.tables import ArtifactRow, AttemptRow, JobDatasetRow, JobRow
 from catalog.models.repository import contents
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
+from catalog.tenancy import DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Claim:
     job_id: str
     attempt: int
     owner: str
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Leases:
             insert(AttemptRow).values(job_id=row.id, number=row.attempt, owner=owner, started_at=db_now())
         )
         append_event(self._session, row.id, JobState.RUNNING, {"owner": owner})
-        return Claim(row.id, row.attempt, owner), row
+        return Claim(row.id, row.attempt, owner, row.tenant), row
 
     def renew(self, claim: Claim, *, lease_seconds: float) -> None:
         """Keep the claim for another `lease_seconds`."""

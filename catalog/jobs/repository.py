@@ -9,6 +9,7 @@ from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from catalog.audit.repository import note
 from catalog.db import Json, db_now
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
@@ -21,6 +22,7 @@ from catalog.jobs.tables import (
     JobDatasetRow,
     JobRow,
 )
+from catalog.tenancy import tenant_of
 from catalog.webhooks.outbox import JobFacts, tell_of_job
 from catalog.webhooks.repository import NewWebhook, Webhooks
 from catalog.webhooks.states import EVENT_OF_STATE
@@ -86,6 +88,8 @@ class Jobs:
         if new.webhook is not None:
             Webhooks(self._session).add(new.webhook, job_id=row.id)
         append_event(self._session, row.id, JobState.QUEUED, {})
+        if new.kind == JobKind.COMPRESS:
+            note(self._session, "job.created", row.id)
         self._session.refresh(row)
         return row
 
@@ -93,13 +97,21 @@ class Jobs:
         """Bind an Idempotency-Key to a job just added; the earlier binding when there is one, else None."""
         try:
             with self._session.begin_nested():
-                self._session.add(IdempotencyRow(key=key, body_sha256=body_sha256, job_id=job_id, created_at=db_now()))
+                self._session.add(
+                    IdempotencyRow(
+                        tenant=tenant_of(self._session),
+                        key=key,
+                        body_sha256=body_sha256,
+                        job_id=job_id,
+                        created_at=db_now(),
+                    )
+                )
         except IntegrityError:
             return self.find_key(key)
         return None
 
     def find_key(self, key: str) -> IdempotencyRow | None:
-        return self._session.get(IdempotencyRow, key)
+        return self._session.get(IdempotencyRow, (tenant_of(self._session), key))
 
     def get(self, job_id: str, *, lock: bool = False) -> JobRow:
         """The job; `lock` keeps others from changing it until the transaction ends."""
@@ -183,6 +195,8 @@ class Jobs:
     def request_cancel(self, job_id: str) -> JobRow:
         """End a queued job at once; ask the worker of a running one to stop. Terminal jobs stay as they are."""
         row = self.get(job_id, lock=True)
+        if not JobState(row.state).terminal:
+            note(self._session, "job.cancelled", job_id)
         if row.state == JobState.QUEUED:
             self._move(row, JobState.CANCELLED, finished_at=db_now(), cancel_requested=True)
         elif row.state == JobState.RUNNING and not row.cancel_requested:
@@ -194,6 +208,7 @@ class Jobs:
     def retry(self, job_id: str) -> JobRow:
         """Queue a job again that failed, was cancelled or expired, with a fresh number of attempts."""
         row = self.get(job_id, lock=True)
+        note(self._session, "job.retried", job_id)
         if JobState.QUEUED not in TRANSITIONS[JobState(row.state)] or row.state == JobState.RUNNING:
             raise Conflict(
                 f"Job {job_id} is {row.state}; only failed, cancelled and expired jobs can be retried.",
@@ -222,6 +237,7 @@ class Jobs:
         if not JobState(row.state).terminal:
             raise Conflict(f"Job {job_id} is {row.state}; cancel it before deleting it.", code="job_not_finished")
         self._session.execute(delete(JobRow).where(JobRow.id == job_id))
+        note(self._session, "job.deleted", job_id)
 
     def active_using(self, *, model_id: str | None = None, dataset_id: str | None = None) -> Sequence[str]:
         """Ids of compression jobs, not terminal yet, that use this model or dataset."""

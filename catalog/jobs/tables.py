@@ -6,9 +6,10 @@ from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base, Json
+from catalog.tenancy import DEFAULT_TENANT, Tenanted
 
 
-class JobRow(Base):
+class JobRow(Tenanted, Base):
     """One run of a pipeline on a model, or the inspection of an upload."""
 
     __tablename__ = "jobs"
@@ -17,6 +18,7 @@ class JobRow(Base):
         Index("ix_jobs_lease", "state", "lease_until"),
         Index("ix_jobs_list", "kind", "state", "id"),
         Index("ix_jobs_model_id", "model_id"),
+        Index("ix_jobs_tenant", "tenant", "kind", "id"),
         Index("ix_jobs_student_id", "student_id"),
     )
 
@@ -118,22 +120,33 @@ class ArtifactRow(Base):
     media_type: Mapped[str] = mapped_column(String(100))
 
 
-class IdempotencyRow(Base):
+class IdempotencyRow(Tenanted, Base):
     """A job submission that carried an Idempotency-Key."""
 
     __tablename__ = "idempotency_keys"
 
+    tenant: Mapped[str] = mapped_column(
+        String(40), primary_key=True, default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
+    )
+    """Two tenants may choose the same key."""
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[float]
 
 
-class StepCacheRow(Base):
-    """What a finished step left, by its key (`compression.cache.step_keys`)."""
+class StepCacheRow(Tenanted, Base):
+    """What a finished step left, by its key (`compression.cache.step_keys`).
+
+    Within a tenant only: what another computed would be a file that this one never made, and a hit tells that somebody
+    has the same model.
+    """
 
     __tablename__ = "step_cache"
 
+    tenant: Mapped[str] = mapped_column(
+        String(40), primary_key=True, default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
+    )
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     files: Mapped[list[Json]]
     """`{name, sha256, size}` of each file of the step's folder."""

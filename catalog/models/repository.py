@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from catalog.audit.repository import note
 from catalog.db import Json, db_now
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
@@ -77,6 +78,7 @@ class Models:
         return Conflict(f"Model {row.id} was rejected: {reason}", code="model_rejected")
 
     def delete(self, row: ModelRow) -> None:
+        note(self._session, "model.deleted", row.id)
         self._session.delete(row)
 
 

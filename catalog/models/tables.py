@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, String
+from sqlalchemy import BigInteger, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base, Json
+from catalog.tenancy import Tenanted
 
 
-class ModelRow(Base):
+class ModelRow(Tenanted, Base):
     """A neural network that was uploaded."""
 
     __tablename__ = "models"
+    __table_args__ = (Index("ix_models_tenant", "tenant", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(255))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from catalog.audit.repository import note
 from catalog.db import db_now
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
@@ -79,3 +80,4 @@ class Uploads:
 
     def delete(self, upload_id: str) -> None:
         self._session.delete(self.get(upload_id, lock=True))
+        note(self._session, "upload.deleted", upload_id)

@@ -6,9 +6,10 @@ from sqlalchemy import BigInteger, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base
+from catalog.tenancy import Tenanted
 
 
-class UploadRow(Base):
+class UploadRow(Tenanted, Base):
     """Bytes on their way in."""
 
     __tablename__ = "uploads"

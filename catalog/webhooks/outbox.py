@@ -22,7 +22,11 @@ from catalog.webhooks.tables import DeliveryRow, WebhookRow
 # Built once: every change of a job's state asks for it.
 _LISTENERS = (
     select(WebhookRow.id, WebhookRow.url, WebhookRow.events)
-    .where(WebhookRow.enabled, or_(WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id")))
+    .where(
+        WebhookRow.tenant == bindparam("tenant"),
+        WebhookRow.enabled,
+        or_(WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id")),
+    )
     .order_by(WebhookRow.id)
     # Against deletion: the job's change must not fail because a webhook went away meanwhile.
     .with_for_update(read=True, key_share=True)
@@ -34,6 +38,7 @@ class JobFacts:
     """What a receiver is told of a job: small, since it can ask for the rest."""
 
     id: str
+    tenant: str
     name: str
     labels: Json
     model_id: str | None
@@ -49,7 +54,7 @@ class JobFacts:
 def tell_of_job(session: Session, job: JobFacts, *, now: float) -> None:
     """Put the job's new state into the outbox, once for each webhook that wants to hear of it."""
     event = EVENT_OF_STATE[job.state]
-    webhooks = session.execute(_LISTENERS, {"job_id": job.id}).all()
+    webhooks = session.execute(_LISTENERS, {"tenant": job.tenant, "job_id": job.id}).all()
     wanted = [(webhook_id, url) for webhook_id, url, events in webhooks if event in events]
     if not wanted:
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
+from catalog.audit.repository import note
 from catalog.db import db_now, note_outbox
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
@@ -51,6 +52,7 @@ class Webhooks:
         self._session.flush()
         if not new.enabled:
             disable(self._session, row.id, DisabledCode.BY_CALLER)
+        note(self._session, "webhook.created", row.id)
         self._session.refresh(row)
         return row
 
@@ -82,7 +84,9 @@ class Webhooks:
 
     def count(self) -> int:
         """How many hear of all jobs."""
-        return self._session.scalar(select(func.count()).where(WebhookRow.job_id.is_(None))) or 0
+        return (
+            self._session.scalar(select(func.count()).select_from(WebhookRow).where(WebhookRow.job_id.is_(None))) or 0
+        )
 
     def change(self, row: WebhookRow, values: Mapping[str, object]) -> WebhookRow:
         """Set `url`, `events`, `description` or `enabled`.
@@ -123,6 +127,7 @@ class Webhooks:
     def delete(self, row: WebhookRow) -> None:
         """Forget the webhook and its deliveries."""
         self._session.execute(delete(WebhookRow).where(WebhookRow.id == row.id))
+        note(self._session, "webhook.deleted", row.id)
 
     def ping(self, webhook_id: str) -> DeliveryRow:
         """Send a test event."""
@@ -130,8 +135,10 @@ class Webhooks:
         return outbox.ping(self._session, row, now=self._now())
 
     def delivery(self, webhook_id: str, delivery_id: str, *, lock: bool = False) -> DeliveryRow:
-        query = select(DeliveryRow).where(DeliveryRow.id == delivery_id, DeliveryRow.webhook_id == webhook_id)
-        row = self._session.scalars(query.with_for_update() if lock else query).one_or_none()
+        # Through the webhook, which belongs to a tenant.
+        query = select(DeliveryRow).join(WebhookRow, WebhookRow.id == DeliveryRow.webhook_id)
+        query = query.where(DeliveryRow.id == delivery_id, WebhookRow.id == webhook_id)
+        row = self._session.scalars(query.with_for_update(of=DeliveryRow) if lock else query).one_or_none()
         if row is None:
             raise NotFound(f"Webhook {webhook_id} has no delivery {delivery_id}.", code="delivery_not_found")
         return row

@@ -6,13 +6,14 @@ from sqlalchemy import Boolean, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base, Json
+from catalog.tenancy import Tenanted
 
 
-class WebhookRow(Base):
+class WebhookRow(Tenanted, Base):
     """A receiver of events: of all jobs, or of the one job that named it."""
 
     __tablename__ = "webhooks"
-    __table_args__ = (Index("ix_webhooks_job_id", "job_id"),)
+    __table_args__ = (Index("ix_webhooks_job_id", "job_id"), Index("ix_webhooks_tenant", "tenant", "id"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     job_id: Mapped[str | None] = mapped_column(String(40))

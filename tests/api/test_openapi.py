@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from api.datasets.schemas import CreateDataset
 from api.errors import STATUS
 from api.jobs.schemas import CreateJob
+from api.keys.schemas import CreateKey, RotateKey
 from api.models.schemas import CreateModel
 from api.uploads.schemas import CompleteUpload, CreateUpload
 from api.webhooks.schemas import CreateWebhook, UpdateWebhook
@@ -17,6 +18,7 @@ OPERATIONS = {
     "complete_upload",
     "create_dataset",
     "create_job",
+    "create_key",
     "create_model",
     "create_upload",
     "create_webhook",
@@ -29,6 +31,7 @@ OPERATIONS = {
     "get_dataset",
     "get_job",
     "get_job_artifact",
+    "get_key",
     "get_liveness",
     "get_metrics",
     "get_model",
@@ -40,11 +43,13 @@ OPERATIONS = {
     "head_job_artifact",
     "head_model_content",
     "head_upload",
+    "list_audit_log",
     "list_datasets",
     "list_job_artifacts",
     "list_job_attempts",
     "list_job_events",
     "list_jobs",
+    "list_keys",
     "list_models",
     "list_steps",
     "list_webhook_deliveries",
@@ -53,6 +58,8 @@ OPERATIONS = {
     "put_upload_part",
     "replay_webhook_delivery",
     "retry_job",
+    "revoke_key",
+    "rotate_key",
     "rotate_webhook_secret",
     "test_webhook",
     "update_webhook",
@@ -101,7 +108,18 @@ def test_every_reference_leads_somewhere(document):
 
 
 @pytest.mark.parametrize(
-    "body", [CreateUpload, CompleteUpload, CreateModel, CreateDataset, CreateJob, CreateWebhook, UpdateWebhook]
+    "body",
+    [
+        CreateUpload,
+        CompleteUpload,
+        CreateModel,
+        CreateDataset,
+        CreateJob,
+        CreateWebhook,
+        UpdateWebhook,
+        CreateKey,
+        RotateKey,
+    ],
 )
 def test_examples_of_requests_are_true(body):
     examples = body.model_config["json_schema_extra"]["examples"]

@@ -347,12 +347,12 @@ def test_events_are_numbered_without_gaps_when_many_write(database):
 def test_the_longest_known_prefix_of_steps_is_found(database):
     keys = [f"{number}" * 64 for number in range(4)]
     with database.write() as session:
-        steps = FinishedSteps(session)
+        steps = FinishedSteps(session, "default")
         for key in (keys[0], keys[2]):
             steps.put(key, [{"name": "model.onnx", "sha256": key, "size": 1}])
             steps.put(key, [{"name": "model.onnx", "sha256": key, "size": 2}])
     with database.write() as session:
-        steps = FinishedSteps(session)
+        steps = FinishedSteps(session, "default")
         assert steps.longest_prefix(keys).key == keys[2]
         assert steps.longest_prefix(keys[:2]).key == keys[0]
         assert steps.longest_prefix(keys[3:]) is None

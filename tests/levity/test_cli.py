@@ -66,7 +66,7 @@ def test_jobs_list_shows_no_more_than_asked(stub, capsys):
 
 def test_serving_the_network_is_refused(tmp_path, capsys):
     assert main(["serve", "--host", "0.0.0.0", "--data-dir", str(tmp_path)]) == 1
-    assert "has no authentication yet" in capsys.readouterr().err
+    assert "Without API keys" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,135 @@
+"""`python -m catalog keys …` and `tenants …`: what an operator does on the database itself, such as the first key."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from catalog.db import Database
+from catalog.errors import CatalogError
+from catalog.keys.repository import Keys, Tenants
+from catalog.keys.scopes import TENANT_SCOPES, Scope
+from catalog.settings import Settings
+from catalog.tenancy import DEFAULT_TENANT, Actor
+from catalog.times import rfc3339
+
+_HOUR = 3600
+_DAY = 24 * _HOUR
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it is done, 1 when it is refused."""
+    options = _parser().parse_args(arguments)
+    database = Database(Settings().resolved_database_url, pool_size=1)
+    try:
+        database.migrate()
+        options.run(database, options)
+    except CatalogError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    finally:
+        database.dispose()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("levity", description="Keys and tenants, on the database itself.")
+    nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    of = argparse.ArgumentParser(add_help=False)
+    of.add_argument("--tenant", default=DEFAULT_TENANT, help="whose keys (%(default)s)")
+
+    keys = nouns.add_parser("keys", help="make, list, rotate, revoke API keys").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    command = keys.add_parser("create", parents=[of], help="make a key and print it, once")
+    command.add_argument("--name", default="", help="what people know it by")
+    command.add_argument(
+        "--scope",
+        action="append",
+        type=Scope,
+        choices=list(Scope),
+        help="repeat for more; all but metrics unless given",
+    )
+    command.add_argument("--days", type=float, help="it expires after so many; never unless given")
+    command.set_defaults(run=_create)
+    command = keys.add_parser("list", parents=[of], help="newest first")
+    command.set_defaults(run=_list)
+    command = keys.add_parser("rotate", parents=[of], help="make a key in the place of another and print it, once")
+    command.add_argument("key", metavar="KEY", help="the key's id")
+    command.add_argument(
+        "--overlap-hours", type=float, default=24, help="the old one stays valid so long (%(default)s)"
+    )
+    command.set_defaults(run=_rotate)
+    command = keys.add_parser("revoke", parents=[of], help="let a key open nothing any more")
+    command.add_argument("key", metavar="KEY", help="the key's id")
+    command.set_defaults(run=_revoke)
+
+    tenants = nouns.add_parser("tenants", help="make and list tenants").add_subparsers(
+        title="commands", metavar="COMMAND", required=True
+    )
+    command = tenants.add_parser("create", help="make a tenant")
+    command.add_argument("tenant", metavar="NAME", help="a short name of a-z, 0-9 and -")
+    command.set_defaults(run=_create_tenant)
+    command = tenants.add_parser("list", help="all tenants")
+    command.set_defaults(run=_list_tenants)
+    return parser
+
+
+def _of_tenant(database: Database, options: argparse.Namespace) -> Database:
+    with database.read() as session:
+        Tenants(session).check(options.tenant)
+    return database.acting(Actor(options.tenant, "operator"))
+
+
+def _create(database: Database, options: argparse.Namespace) -> None:
+    lifetime = None if options.days is None else options.days * _DAY
+    with _of_tenant(database, options).write() as session:
+        row, text = Keys(session).add(
+            name=options.name, scopes=set(options.scope or TENANT_SCOPES), expires_in_seconds=lifetime
+        )
+    sys.stderr.write(f"{row.id} of tenant {row.tenant} may {', '.join(row.scopes)}. Keep it: it is not shown again.\n")
+    _say(text)
+
+
+def _list(database: Database, options: argparse.Namespace) -> None:
+    with _of_tenant(database, options).read() as session:
+        for row in Keys(session).page(limit=10_000):
+            end = "revoked" if row.revoked_at else f"expires {rfc3339(row.expires_at) or 'never'}"
+            used = f"used {rfc3339(row.last_used_at) or 'never'}"
+            _say("  ".join((row.id, f"lv_{row.prefix}", ",".join(row.scopes), end, used, row.name)))
+
+
+def _rotate(database: Database, options: argparse.Namespace) -> None:
+    with _of_tenant(database, options).write() as session:
+        keys = Keys(session)
+        row, text = keys.rotate(options.key, overlap_seconds=options.overlap_hours * _HOUR)
+        until = rfc3339(keys.get(options.key).expires_at)
+    sys.stderr.write(f"{row.id} takes the place of {options.key}, which is valid until {until}.\n")
+    _say(text)
+
+
+def _revoke(database: Database, options: argparse.Namespace) -> None:
+    with _of_tenant(database, options).write() as session:
+        Keys(session).revoke(options.key)
+    _say(f"{options.key} is revoked.")
+
+
+def _create_tenant(database: Database, options: argparse.Namespace) -> None:
+    with database.write() as session:
+        Tenants(session).add(options.tenant)
+    _say(f"{options.tenant} is there; make its first key: keys create --tenant {options.tenant}")
+
+
+def _list_tenants(database: Database, _options: argparse.Namespace) -> None:
+    with database.read() as session:
+        for row in Tenants(session).all():
+            _say(row.id)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

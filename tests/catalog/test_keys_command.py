@@ -1,0 +1,52 @@
+"""`python -m catalog`, with which an operator makes the first key."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from catalog.__main__ import main
+from catalog.db import Database
+from catalog.keys.repository import find_principal
+
+
+@pytest.fixture
+def run(database_url, monkeypatch, capsys):
+    monkeypatch.setenv("LEVITY_DATABASE_URL", database_url)
+
+    def call(*arguments):
+        status = main(arguments)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_key_from_nothing_to_its_end(run, database_url):
+    def opens(text):
+        database = Database(database_url)
+        with database.read() as session:
+            found = find_principal(session, text)
+        database.dispose()
+        return found and (found[0].tenant, sorted(found[0].scopes))
+
+    assert run("keys", "create", "--tenant", "acme") == (1, "", "There is no tenant acme.\n")
+    assert run("tenants", "create", "acme")[0] == 0
+    assert run("tenants", "create", "acme")[0] == 1
+    assert run("tenants", "create", "No Such Name")[0] == 1
+    assert run("tenants", "list")[1] == "acme\ndefault\n"
+
+    _, text, told = run("keys", "create", "--tenant", "acme", "--name", "ci", "--scope", "read", "--days", "1")
+    key_id = re.match(r"key_\w{32}", told)[0]
+    assert opens(text.strip()) == ("acme", ["read"])
+    assert run("keys", "rotate", key_id)[0] == 1, "the tenant default has no such key"
+    _, second, _ = run("keys", "rotate", key_id, "--tenant", "acme", "--overlap-hours", "0")
+    assert opens(text.strip()) is None
+    assert opens(second.strip()) == ("acme", ["read"])
+    listed = run("keys", "list", "--tenant", "acme")[1]
+    assert len(listed.splitlines()) == 2
+    assert second.strip() not in listed
+    new_id = listed.split()[0]
+    assert run("keys", "revoke", new_id, "--tenant", "acme")[0] == 0
+    assert opens(second.strip()) is None
+    assert run("keys", "list")[1] == ""
