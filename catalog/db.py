@@ -12,17 +12,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import JSON, Connection, Double, Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy import JSON, Connection, Double, Engine, MetaData, Select, create_engine, event, make_url, select, text
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from catalog.tenancy import Actor, TenantSession
 
 Json = dict[str, Any]
+Row = TypeVar("Row")
+
+AWAY = (OperationalError, InterfaceError)
+"""The database is away, or too busy to answer; every other error is a defect and is not worth another try."""
 
 # Names for constraints that do not depend on the engine, so that migrations can refer to them.
 _NAMING = {
@@ -54,6 +59,19 @@ def _sqlite_now(_element: db_now, _compiler: SQLCompiler, **_kw: object) -> str:
 def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_kw: object) -> str:
     # Not now(), which stands still inside a transaction: a claim that waited for a lock would be born stale.
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+def read_clock(session: Session) -> float:
+    """`db_now` as a number."""
+    return float(session.scalar(select(db_now())) or 0.0)
+
+
+def newest_first(
+    query: Select[Row], row_id: InstrumentedAttribute[str], *, limit: int, before_id: str | None
+) -> Select[Row]:
+    """A page of a query's rows, those older than `before_id`: ids grow with time."""
+    query = query.order_by(row_id.desc()).limit(limit)
+    return query if before_id is None else query.where(row_id < before_id)
 
 
 class Database:

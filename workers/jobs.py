@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
-from catalog.db import Database
+from catalog.db import AWAY, Database
 from catalog.jobs.leases import Leases
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
@@ -57,7 +55,7 @@ class JobLoop:
             try:
                 while not self._drain.begun.is_set() and self._run_next():
                     pass
-            except (OperationalError, InterfaceError) as error:
+            except AWAY as error:
                 # Nothing was claimed; the sweeper looks again.
                 logger.warning("could not claim from queue %s: %s", self._queue, error.orig)
             finally:

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
-from catalog.db import Database
+from catalog.db import AWAY, Database
 from catalog.errors import Fenced
 from catalog.jobs.leases import Claim, Leases
 from catalog.settings import Settings
@@ -22,8 +20,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _RETRY_SECONDS = 0.5
-# The database is away, or too busy to answer; every other error is a defect and is not tried again.
-_AWAY = (OperationalError, InterfaceError)
 
 
 class CancelRequested(Exception):
@@ -139,7 +135,7 @@ class Lease:
         while True:
             try:
                 return action()
-            except _AWAY as error:
+            except AWAY as error:
                 logger.warning("database does not answer, job %s waits: %s", self.claim.job_id, error.orig)
                 if self._surely_lost():
                     raise Fenced(f"The database was away for longer than the lease on {self.claim.job_id}.") from error
@@ -156,7 +152,7 @@ class Lease:
                 self._lost = True
                 self._notify()
                 return
-            except _AWAY as error:
+            except AWAY as error:
                 logger.warning("database does not answer, job %s goes on: %s", self.claim.job_id, error.orig)
                 if self._surely_lost():
                     self._notify()

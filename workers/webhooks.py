@@ -7,9 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
-from catalog.db import Database
+from catalog.db import AWAY, Database
 from catalog.errors import Fenced
 from catalog.settings import Settings
 from catalog.webhooks.deliveries import Claim, Deliveries, Outcome
@@ -116,7 +114,7 @@ class Deliverer:
                         claim, outcome, disable_after_seconds=self._settings.webhook_disable_after_seconds
                     )
                 break
-            except (OperationalError, InterfaceError) as error:
+            except AWAY as error:
                 if time.monotonic() > until:
                     raise
                 logger.warning("database does not answer, delivery %s waits: %s", claim.delivery_id, error.orig)
@@ -138,7 +136,7 @@ class Deliverer:
         while self._alarm.wait(self._settings.sweep_seconds):
             try:
                 self.dispatch()
-            except (OperationalError, InterfaceError) as error:
+            except AWAY as error:
                 logger.warning("could not look for deliveries: %s", error.orig)
             except Exception:
                 logger.exception("could not look for deliveries; the next round tries again")

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from catalog.audit.tables import AuditRow
-from catalog.db import db_now
+from catalog.db import db_now, newest_first
 from catalog.ids import new_id
 from catalog.tenancy import actor_of
 
@@ -37,9 +37,7 @@ class Audit:
 
     def page(self, *, limit: int, before_id: str | None = None, subject: str | None = None) -> Sequence[AuditRow]:
         """Newest first, those older than `before_id`."""
-        query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
-        if before_id is not None:
-            query = query.where(AuditRow.id < before_id)
+        query = newest_first(select(AuditRow), AuditRow.id, limit=limit, before_id=before_id)
         if subject is not None:
             query = query.where(AuditRow.subject == subject)
         return self._session.scalars(query).all()

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from catalog.audit.repository import note
 from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
-from catalog.db import Json, db_now
+from catalog.db import Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 
@@ -51,9 +51,7 @@ class Datasets:
 
     def page(self, *, limit: int, before_id: str | None = None) -> Sequence[DatasetRow]:
         """Newest first, those older than `before_id`."""
-        query = select(DatasetRow).order_by(DatasetRow.id.desc()).limit(limit)
-        if before_id is not None:
-            query = query.where(DatasetRow.id < before_id)
+        query = newest_first(select(DatasetRow), DatasetRow.id, limit=limit, before_id=before_id)
         return self._session.scalars(query).all()
 
     def delete(self, row: DatasetRow) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import Json, db_now
+from catalog.db import Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.jobs.states import TERMINAL, TRANSITIONS, JobKind, JobState, Queue
@@ -131,9 +131,7 @@ class Jobs:
         kind: JobKind = JobKind.COMPRESS,
     ) -> Sequence[JobRow]:
         """Newest first, those older than `before_id`."""
-        query = select(JobRow).where(JobRow.kind == kind).order_by(JobRow.id.desc()).limit(limit)
-        if before_id is not None:
-            query = query.where(JobRow.id < before_id)
+        query = newest_first(select(JobRow).where(JobRow.kind == kind), JobRow.id, limit=limit, before_id=before_id)
         if state is not None:
             query = query.where(JobRow.state == state)
         if model_id is not None:

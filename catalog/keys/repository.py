@@ -10,7 +10,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import db_now
+from catalog.db import db_now, newest_first, read_clock
 from catalog.errors import CatalogError, Conflict, NotFound
 from catalog.ids import new_id
 from catalog.keys.scopes import Scope
@@ -90,9 +90,7 @@ class Keys:
 
     def page(self, *, limit: int, before_id: str | None = None) -> Sequence[ApiKeyRow]:
         """Newest first, those older than `before_id`."""
-        query = select(ApiKeyRow).order_by(ApiKeyRow.id.desc()).limit(limit)
-        if before_id is not None:
-            query = query.where(ApiKeyRow.id < before_id)
+        query = newest_first(select(ApiKeyRow), ApiKeyRow.id, limit=limit, before_id=before_id)
         return self._session.scalars(query).all()
 
     def rotate(self, key_id: str, *, overlap_seconds: float) -> tuple[ApiKeyRow, str]:
@@ -107,7 +105,7 @@ class Keys:
             raise Conflict(f"Key {key_id} was rotated already; rotate {old.replaced_by}.", code="key_not_valid")
         lifetime = None if old.expires_at is None else old.expires_at - old.created_at
         row, text = self.add(name=old.name, scopes=[Scope(scope) for scope in old.scopes], expires_in_seconds=lifetime)
-        until = self._now() + overlap_seconds
+        until = read_clock(self._session) + overlap_seconds
         old.expires_at = until if old.expires_at is None else min(old.expires_at, until)
         old.replaced_by = row.id
         self._session.flush()
@@ -118,16 +116,13 @@ class Keys:
         """Let the key open nothing any more; once is enough."""
         row = self.get(key_id, lock=True)
         if row.revoked_at is None:
-            row.revoked_at = self._now()
+            row.revoked_at = read_clock(self._session)
             self._session.flush()
             note(self._session, "key.revoked", key_id)
         return row
 
     def _valid(self, row: ApiKeyRow) -> bool:
-        return row.revoked_at is None and (row.expires_at is None or row.expires_at > self._now())
-
-    def _now(self) -> float:
-        return float(self._session.scalar(select(db_now())) or 0.0)
+        return row.revoked_at is None and (row.expires_at is None or row.expires_at > read_clock(self._session))
 
 
 _VALID = (ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > db_now()))

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import Json, db_now
+from catalog.db import Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.models.states import ModelState
@@ -67,9 +67,7 @@ class Models:
 
     def page(self, *, limit: int, before_id: str | None = None) -> Sequence[ModelRow]:
         """Newest first, those older than `before_id`."""
-        query = select(ModelRow).order_by(ModelRow.id.desc()).limit(limit)
-        if before_id is not None:
-            query = query.where(ModelRow.id < before_id)
+        query = newest_first(select(ModelRow), ModelRow.id, limit=limit, before_id=before_id)
         return self._session.scalars(query).all()
 
     @staticmethod

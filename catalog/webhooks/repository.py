@@ -9,7 +9,7 @@ from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import db_now, note_outbox
+from catalog.db import db_now, newest_first, note_outbox, read_clock
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.jobs.tables import JobRow
@@ -76,10 +76,8 @@ class Webhooks:
 
     def page(self, *, limit: int, before_id: str | None = None, job_id: str | None = None) -> Sequence[WebhookRow]:
         """Those of all jobs, or with `job_id` those that hear of this job alone; newest first."""
-        query = select(WebhookRow).order_by(WebhookRow.id.desc()).limit(limit)
+        query = newest_first(select(WebhookRow), WebhookRow.id, limit=limit, before_id=before_id)
         query = query.where(WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id)
-        if before_id is not None:
-            query = query.where(WebhookRow.id < before_id)
         return self._session.scalars(query).all()
 
     def count(self) -> int:
@@ -132,7 +130,7 @@ class Webhooks:
     def ping(self, webhook_id: str) -> DeliveryRow:
         """Send a test event."""
         row = self.get_enabled(webhook_id)
-        return outbox.ping(self._session, row, now=self._now())
+        return outbox.ping(self._session, row, now=read_clock(self._session))
 
     def delivery(self, webhook_id: str, delivery_id: str, *, lock: bool = False) -> DeliveryRow:
         # Through the webhook, which belongs to a tenant.
@@ -148,11 +146,10 @@ class Webhooks:
     ) -> Sequence[DeliveryRow]:
         """Newest first, those older than `before_id`."""
         query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id)
-        if before_id is not None:
-            query = query.where(DeliveryRow.id < before_id)
+        query = newest_first(query, DeliveryRow.id, limit=limit, before_id=before_id)
         if state is not None:
             query = query.where(DeliveryRow.state == state)
-        return self._session.scalars(query.order_by(DeliveryRow.id.desc()).limit(limit)).all()
+        return self._session.scalars(query).all()
 
     def attempts_of(self, delivery_ids: Sequence[str]) -> dict[str, list[DeliveryAttemptRow]]:
         """Attempts at several deliveries in one query, oldest first."""
@@ -199,9 +196,6 @@ class Webhooks:
             )
         )
 
-    def _now(self) -> float:
-        return float(self._session.scalar(select(db_now())) or 0.0)
-
 
 _MESSAGES = {
     DisabledCode.BY_CALLER: "It was disabled by a caller.",
@@ -212,7 +206,7 @@ _MESSAGES = {
 
 def disable(session: Session, webhook_id: str, code: DisabledCode) -> None:
     """Send nothing more to a webhook, and end what waits for it."""
-    now = float(session.scalar(select(db_now())) or 0.0)
+    now = read_clock(session)
     session.execute(
         update(WebhookRow)
         .where(WebhookRow.id == webhook_id)
