@@ -85,14 +85,8 @@ class Verifier:
             StepFailed: `verification_failed`, naming the output and its largest difference.
         """
         self.ready()
-        request = {
-            "model": str(model_path.resolve()),
-            "threads": self._threads,
-            "inputs": save_arrays(self._folder / "inputs.npz", inputs),
-            "expected": save_arrays(self._folder / "expected.npz", expected),
-            "folder": str(self._folder),
-            "mapped": mapped,
-        }
+        request = self._request(model_path, inputs, mapped=mapped)
+        request["expected"] = save_arrays(self._folder / "expected.npz", expected)
         self._ask(request, f"loaded and ran '{model_path.name}'")
 
     def outputs(self, model_path: Path, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -104,13 +98,7 @@ class Verifier:
             StepFailed: `verification_failed`.
         """
         self.ready()
-        request = {
-            "model": str(model_path.resolve()),
-            "threads": self._threads,
-            "inputs": save_arrays(self._folder / "inputs.npz", inputs),
-            "folder": str(self._folder),
-            "mapped": True,
-        }
+        request = self._request(model_path, inputs, mapped=True)
         answer = self._ask(request, f"loaded and ran '{model_path.name}'")
         return load_arrays(self._folder / "outputs.npz", answer["outputs"])
 
@@ -127,6 +115,15 @@ class Verifier:
         self.ready()
         request = {"coded": str(coded.resolve()), "model": str(model_path.resolve())}
         self._ask(request, f"decoded '{coded.name}'")
+
+    def _request(self, model_path: Path, inputs: Mapping[str, Array], *, mapped: bool) -> dict[str, Any]:
+        return {
+            "model": str(model_path.resolve()),
+            "threads": self._threads,
+            "inputs": save_arrays(self._folder / "inputs.npz", inputs),
+            "folder": str(self._folder),
+            "mapped": mapped,
+        }
 
     def _ask(self, request: dict[str, Any], what: str) -> dict[str, Any]:
         try:

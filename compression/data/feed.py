@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 from compression.data.base import Batch, Dataset
 from compression.data.checks import check_finite, check_labels
@@ -39,6 +40,11 @@ class ModelFeed:
         arrays = dataset.summary.arrays
         single = len(arrays) == 1 and len(model.inputs) == 1
         self._names = {arrays[0].name: model.inputs[0].name} if single else {a.name: a.name for a in arrays}
+
+    @classmethod
+    def of(cls, dataset: Dataset, model: Callable[[], ModelSummary], role: str) -> Self:
+        """The dataset itself where it is a feed, else one of it; `model` is asked for only then."""
+        return dataset if isinstance(dataset, cls) else cls(dataset, model(), role)
 
     @property
     def summary(self) -> DatasetSummary:

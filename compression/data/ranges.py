@@ -59,7 +59,7 @@ def differing_ranges(feeds: Mapping[str, ModelFeed]) -> list[str]:
 def _spreads(feed: ModelFeed) -> Iterator[tuple[str, Spread]]:
     """Of each float input, over the first samples."""
     seen: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = {}
-    for batch in feed.batches(feed.fixed_batch or _BATCH, max(_SAMPLES, feed.fixed_batch or 0)):
+    for batch in feed.batches(_BATCH, _SAMPLES):
         for name, values in batch.inputs.items():
             if values.dtype.kind == "f" and values.size:
                 own = values.astype(np.float64)

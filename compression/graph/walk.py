@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
@@ -87,11 +87,9 @@ def real(node: onnx.NodeProto, name: str, default: float = 0.0) -> float:
     return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), default)
 
 
-def integers(node: onnx.NodeProto, name: str) -> list[int]:
-    """The values of an attribute that lists integers; none where it is absent."""
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), [])
-
-
-def text(node: onnx.NodeProto, name: str, default: str = "") -> str:
-    """The value of a text attribute."""
-    return next((attribute.s.decode() for attribute in node.attribute if attribute.name == name), default)
+def set_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Let a graph have these nodes, some of its own among them, in this order."""
+    # Copies, since emptying the list takes the graph's own nodes away from whoever holds them.
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)

@@ -39,7 +39,7 @@ class Agreement:
         kept = 0
         with prepare.runtime_failures("running the float model"):
             session = prepare.session(model.SerializeToString(), context)
-            for batch in feed.batches(feed.fixed_batch or min(_BATCH, samples), samples):
+            for batch in feed.batches(min(_BATCH, samples), samples):
                 context.check_cancelled()
                 outputs = [np.asarray(output) for output in session.run(None, dict(batch.inputs))]
                 self._expected.append((batch.inputs, outputs))

@@ -7,6 +7,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from compression.context import Context
+from compression.graph import walk
 from compression.graph.weights import read
 from compression.quantization import prepare
 from compression.quantization.spec import QuantizeBfloat16
@@ -50,8 +51,5 @@ def quantize_bfloat16(
         casts.append(
             helper.make_node("Cast", [rounded.name], [weight.name], f"{weight.name}_widen", to=TensorProto.FLOAT)
         )
-    nodes = [*casts, *graph.graph.node]
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
+    walk.set_nodes(graph.graph, [*casts, *graph.graph.node])
     return prepare.finished(graph, model, context), {"weights": report}

@@ -46,11 +46,10 @@ def quantize_float16(
     kept |= {name: "named in `keep`" for name in names if any(matches(name, pattern) for pattern in spec.keep)}
     size = min(batch_size(graph), spec.calibration_samples)
     if calibration is None:
-        batches = synthetic_batches(summarize(model, 0, 0), min(size, spec.calibration_samples), seed, size)
+        batches = synthetic_batches(summarize(model, 0, 0), size, seed, size)
     else:
-        feed = calibration if isinstance(calibration, ModelFeed) else None
-        feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
-        batches = feed.batches(feed.fixed_batch or size, spec.calibration_samples)
+        feed = ModelFeed.of(calibration, lambda: summarize(model, 0, 0), "calibration")
+        batches = feed.batches(size, spec.calibration_samples)
     measured = half_range.kept_nodes(graph, half_range.reaches(graph, batches, context))
     kept = measured | kept
     converted = {weight.name for weight in chosen if not kept.keys() >= set(weight.nodes)}

@@ -67,11 +67,8 @@ def to_matmul(model: onnx.ModelProto, names: Collection[str]) -> None:
         if fits:
             rewritten.extend(_product_and_sum(node, stored[node.input[1]]))
         else:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            rewritten.append(copy)
-    del graph.node[:]
-    graph.node.extend(rewritten)
+            rewritten.append(node)
+    walk.set_nodes(graph, rewritten)
 
 
 def _product_and_sum(node: onnx.NodeProto, weight: onnx.TensorProto) -> list[onnx.NodeProto]:

@@ -339,9 +339,7 @@ def sort(graph: onnx.GraphProto) -> None:
         # Only a new tensor of an old name makes a circle.
         stuck = next(node for index, node in enumerate(graph.node) if waiting[index])
         raise name_taken(stuck.output[0])
-    nodes = [onnx.NodeProto.FromString(graph.node[index].SerializeToString()) for index in order]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    walk.set_nodes(graph, [graph.node[index] for index in order])
 
 
 def needs(node: onnx.NodeProto) -> Iterator[str]:

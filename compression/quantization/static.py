@@ -20,7 +20,7 @@ from compression.quantization import gemm, prepare
 from compression.quantization.agreement import Agreement
 from compression.quantization.integer import saturation
 from compression.quantization.integer.codes import Limit
-from compression.quantization.integer.equalize import Equalizer, links
+from compression.quantization.integer.equalize import Equalizer, Link, links
 from compression.quantization.integer.fill import Bits, Filler, tables
 from compression.quantization.integer.forms import with_integer_forms
 from compression.quantization.integer.kernels import kernels
@@ -126,8 +126,7 @@ def calibrate(
         )
     graph = prepare.working_copy(model)
     chosen, left = prepare.choose(graph, spec.include, spec.exclude, _DTYPES)
-    feed = calibration if isinstance(calibration, ModelFeed) else None
-    feed = feed or ModelFeed(calibration, summarize(model, 0, 0), "calibration")
+    feed = ModelFeed.of(calibration, lambda: summarize(model, 0, 0), "calibration")
     graph = prepare.optimized(prepare.at_least_opset(graph, _OPSET), context)
     graph = with_integer_forms(graph)
     unfit = gemm.with_plain_biases(graph)
@@ -135,8 +134,11 @@ def calibrate(
     weights = [weight for weight in find_weights(graph) if nodes.issuperset(weight.nodes) and weight.dtype in _DTYPES]
     float_nodes = frozenset({*unfit, *(name for weight in left for name in weight.nodes)})
     anatomy = examine(graph, weights, unfit)
-    material = _Material(model, tuple(chosen), tuple(weights), frozenset(unfit), float_nodes, feed, context)
-    smoothings = _smoothings(spec, anatomy)
+    found_links = tuple(links(anatomy)) if spec.equalization or spec.smoothing is not None else ()
+    material = _Material(
+        model, tuple(chosen), tuple(weights), frozenset(unfit), float_nodes, found_links, feed, context
+    )
+    smoothings = _smoothings(spec, anatomy, found_links)
     found = [one for smoothing in smoothings for one in material.calibrated(anatomy, spec, smoothing)]
     best = found[0] if len(found) == 1 else _best(found, feed, context)
     if spec.rounding == "adaptive":
@@ -144,11 +146,11 @@ def calibrate(
     return best
 
 
-def _smoothings(spec: QuantizeStatic, anatomy: Anatomy) -> list[float | None]:
+def _smoothings(spec: QuantizeStatic, anatomy: Anatomy, found_links: Collection[Link]) -> list[float | None]:
     if spec.smoothing != "auto":
         return [spec.smoothing]
     norms = {node.name for node in anatomy.model.graph.node if node.op_type == "LayerNormalization"}
-    return [None, _SMOOTHING] if any(link.producer in norms for link in links(anatomy)) else [None]
+    return [None, _SMOOTHING] if any(link.producer in norms for link in found_links) else [None]
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class _Material:
         weights: The same in the optimized graph.
         unfit: Names of nodes that are no layers.
         float_nodes: Names of nodes that stay float.
+        links: Values whose channels can be rescaled, where any are to be.
         feed: Calibration samples.
         context: The surroundings of the run.
     """
@@ -170,6 +173,7 @@ class _Material:
     weights: tuple[Weight, ...]
     unfit: frozenset[str]
     float_nodes: frozenset[str]
+    links: tuple[Link, ...]
     feed: ModelFeed
     context: Context
 
@@ -210,7 +214,7 @@ class _Material:
         """The graph with its channels rescaled, and what was done to them."""
         if not spec.equalization and smoothing is None:
             return anatomy, ()
-        equalizer = Equalizer(anatomy)
+        equalizer = Equalizer(anatomy, self.links)
         if spec.equalization:
             equalizer.cross_layers()
         if smoothing is not None:

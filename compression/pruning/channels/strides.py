@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compression.graph import walk
 from compression.pruning.channels.engine import attribute
 from compression.pruning.channels.folding import OTHER, Folding
 
@@ -66,9 +67,7 @@ def _drop_unused(model: onnx.ModelProto, used_before: set[str]) -> None:
             kept.append(node)
             used.update(node.input)
             used.update(name for one in node.attribute for inner in one.g.node for name in inner.input)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
+    walk.set_nodes(model.graph, reversed(kept))
     for index in reversed(range(len(model.graph.initializer))):
         name = model.graph.initializer[index].name
         if name not in used and name in used_before:

@@ -61,9 +61,7 @@ class _Filling:
             self._new[zero_point_name(name)] = zero.cpu().numpy().astype(np.uint8)
             if activation.bits < 8:
                 clips.append(self._clip(name, activation.bits, nodes[f"{name}_DequantizeLinear"]))
-        kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*kept, *clips)]
-        del graph.node[:]
-        graph.node.extend(kept)
+        walk.set_nodes(graph, (*kept, *clips))
         self._store()
         self._without_idle_clips()
         return self._model

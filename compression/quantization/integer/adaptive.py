@@ -8,7 +8,8 @@ the same result every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import onnx
 from compression.context import Context
 from compression.data.feed import ModelFeed
 from compression.quantization.integer.codes import Codes
-from compression.quantization.integer.observe import batch_size
+from compression.quantization.integer.observe import batch_size, packed
 from compression.quantization.integer.plan import Anatomy, Layer
 from compression.quantization.weight_only.gptq import inverse_factor
 from compression.quantization.weight_only.moments import Taken, collect, taken_by
@@ -152,7 +153,7 @@ def adapt(
             own, before = wanted.get(layer.weight, (layer, ()))
             if own.layout == layer.layout and own.groups == layer.groups:
                 wanted[layer.weight] = own, (*before, taken)
-    for together in _passes(wanted):
+    for together in packed({name: _moment_bytes(layer) for name, (layer, _) in wanted.items()}, _MOMENT_BYTES):
         asked = {taken for name in together for taken in wanted[name][1]}
         moments = collect(anatomy.model, asked, feed, samples, batch_size(anatomy.model), context)
         for name in together:
@@ -163,27 +164,18 @@ def adapt(
 
 
 def _taken(layer: Layer, node: onnx.NodeProto) -> Taken | None:
-    rank = len(layer.shape)
-    inputs = int(np.prod(layer.shape)) // layer.shape[layer.layout.output_axis]
-    if inputs > _MOST_INPUTS or (layer.operator != "Conv" and rank != 2):
+    if _inputs(layer) > _MOST_INPUTS or (layer.operator != "Conv" and len(layer.shape) != 2):
         return None
     return taken_by(node, layer.shape[2:] if layer.operator == "Conv" else ())
 
 
-def _passes(wanted: Mapping[str, tuple[Layer, Sequence[Taken]]]) -> Iterable[list[str]]:
-    """Names whose moments together take no more memory than allowed."""
-    together: list[str] = []
-    held = 0
-    for name, (layer, _) in wanted.items():
-        inputs = int(np.prod(layer.shape)) // layer.shape[layer.layout.output_axis]
-        own = 4 * layer.groups * inputs**2
-        if together and held + own > _MOMENT_BYTES:
-            yield together
-            together, held = [], 0
-        together.append(name)
-        held += own
-    if together:
-        yield together
+def _moment_bytes(layer: Layer) -> int:
+    return 4 * layer.groups * _inputs(layer) ** 2
+
+
+def _inputs(layer: Layer) -> int:
+    """Weights that an output channel has."""
+    return math.prod(layer.shape) // layer.shape[layer.layout.output_axis]
 
 
 def _adapted(weight: Array, codes: Codes, layer: Layer, moments: Array, top: int) -> Adapted:

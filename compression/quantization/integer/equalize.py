@@ -238,11 +238,12 @@ class Equalizer:
 
     Args:
         anatomy: The graph; its model is not changed.
+        found: Its links, where they are known.
     """
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy, found: Sequence[Link] | None = None) -> None:
         self._anatomy = anatomy
-        self._links = links(anatomy)
+        self._links = links(anatomy) if found is None else found
         stored = {tensor.name: tensor for tensor in anatomy.model.graph.initializer}
         names = {name for link in self._links for name in (link.rows, *link.biases)}
         names |= {layer.weight for link in self._links for layer in link.consumers}
@@ -327,9 +328,7 @@ class Equalizer:
                     factors = f"{name}_factors"
                     graph.initializer.append(numpy_helper.from_array(1 / self._total[name], factors))
                     nodes.append(helper.make_node("Mul", [name, factors], [f"{name}_divided"], f"{name}_divide"))
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        walk.set_nodes(graph, nodes)
 
     def details(self) -> list[dict[str, object]]:
         """For each value how many channels were rescaled, and by what at least and at most."""

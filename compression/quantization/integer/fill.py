@@ -21,7 +21,7 @@ from compression.quantization.integer.gates import Cut
 from compression.quantization.integer.histogram import Extremes
 from compression.quantization.integer.observe import Statistics
 from compression.quantization.integer.plan import Anatomy, Layer, Plan
-from compression.quantization.integer.ranges import Method, choose, grid, parameters
+from compression.quantization.integer.ranges import Grid, Method, choose, grid, parameters
 from compression.quantization.integer.write import Bias, Contents, Quantizer
 from compression.quantization.spec import QuantizeStatic
 
@@ -82,6 +82,7 @@ class Filler:
         self._limit = limit
         self._stored = {tensor.name: tensor for tensor in anatomy.model.graph.initializer}
         self._default = Bits(spec.weight_bits, spec.activation_bits)
+        self._ranges: dict[tuple[str, Grid], tuple[float, float]] = {}
         self._quantizers: dict[tuple[str, int], Quantizer] = {}
         self._codes: dict[tuple[str, Layout, int, Limit, bool], Codes] = {}
 
@@ -147,7 +148,7 @@ class Filler:
         }
         for owner, one in gated.items():
             numbers = grid(8, symmetric=False)
-            low, high = choose(self.seen(owner), self._method, self._spec.percentile, numbers)
+            low, high = self._range(owner, numbers)
             activations[owner] = Quantizer(gates.fitted(low, high, one, numbers), "uint8")
         parameters = {owner: activations[owner].parameters for owner in gated}
         cuts = gates.cuts(self._anatomy, plan, gated, parameters)
@@ -160,10 +161,15 @@ class Filler:
         if (owner, bits) not in self._quantizers:
             symmetric = self._spec.symmetric_activations
             numbers = grid(bits, symmetric=symmetric)
-            low, high = choose(self.seen(owner), self._method, self._spec.percentile, numbers)
+            low, high = self._range(owner, numbers)
             dtype = f"int{bits}" if symmetric else f"uint{bits}"
             self._quantizers[owner, bits] = Quantizer(parameters(low, high, numbers), dtype)
         return self._quantizers[owner, bits]
+
+    def _range(self, owner: str, numbers: Grid) -> tuple[float, float]:
+        if (owner, numbers) not in self._ranges:
+            self._ranges[owner, numbers] = choose(self.seen(owner), self._method, self._spec.percentile, numbers)
+        return self._ranges[owner, numbers]
 
     def seen(self, value: str) -> Extremes:
         """What was seen of a value, or of what it was moved from."""

@@ -44,9 +44,7 @@ def with_integer_forms(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in nodes:
         if node.op_type == "Gemm" and node.input[1] in stored and uses[node.input[1]] == 1:
             _take_in_factor(node, stored[node.input[1]])
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    walk.set_nodes(result.graph, nodes)
     return result
 
 

@@ -123,7 +123,8 @@ def observe(
     order = _in_order(model, {*values, *channels})
     size = batch_size(model)
     expected = math.ceil(min(samples, feed.summary.samples) / size)
-    parts = memory_groups(model, order)
+    # Samples are read, and so checked, even where nothing is to be noted.
+    parts = memory_groups(model, order) or [[]]
     for number, group in enumerate(parts):
         for done, arrays in enumerate(_run(model, group, feed.batches(size, samples), context)):
             share = (number + min(done / expected, 1.0)) / len(parts)
@@ -185,12 +186,16 @@ def _in_order(model: onnx.ModelProto, wanted: Collection[str]) -> list[str]:
 def memory_groups(model: onnx.ModelProto, names: Sequence[str]) -> list[list[str]]:
     """Names in groups whose values for one sample together take no more memory than allowed; one as a rule."""
     known = shapes.infer(model, one_sample=True)
-    groups: list[list[str]] = [[]]
+    sizes = {name: (known[name].elements or 0) * known[name].itemsize if name in known else 0 for name in names}
+    return packed(sizes, _ACTIVATION_BYTES)
+
+
+def packed(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in their order, in groups whose sizes sum up to no more than a limit, or that are alone."""
+    groups: list[list[str]] = []
     held = 0
-    for name in names:
-        shape = known.get(name)
-        size = 0 if shape is None else (shape.elements or 0) * shape.itemsize
-        if groups[-1] and held + size > _ACTIVATION_BYTES:
+    for name, size in sizes.items():
+        if not groups or held + size > limit:
             groups.append([])
             held = 0
         groups[-1].append(name)

@@ -21,10 +21,10 @@ from onnx import numpy_helper
 
 from compression.context import Context
 from compression.data.feed import ModelFeed
-from compression.graph import walk
 from compression.quantization import prepare
 from compression.quantization.integer.observe import with_outputs
 from compression.quantization.integer.plan import Layer, Plan
+from compression.quantization.weight_only.moments import window_of, window_padding
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +126,7 @@ def saturations(
     if not risky:
         return []
     names = list(dict.fromkeys(f"{layer.activation}_QuantizeLinear_Output" for layer, _, _ in risky.values()))
-    batch = next(feed.batches(feed.fixed_batch or _SAMPLES, feed.fixed_batch or _SAMPLES))
+    batch = next(feed.batches(_SAMPLES, _SAMPLES))
     with prepare.runtime_failures("looking for sums that saturate"):
         session = prepare.session(with_outputs(model, names).SerializeToString(), context)
         numbers = dict(zip(names, session.run(names, dict(batch.inputs)), strict=True))
@@ -164,53 +164,33 @@ def _read(
         every = codes.reshape(-1, codes.shape[-1])
         yield every[rng.choice(len(every), min(_PLACES, len(every)), replace=False)]
         return
-    kernel = layer.shape[2:]
-    padded, starts = _windows(codes, zero_point, kernel, node)
+    window = window_of(node, layer.shape[2:])
+    # What is padded is zero, which is this number.
+    around = [(0, 0), (0, 0), *window_padding(window, codes.shape[2:])]
+    padded = np.pad(codes, around, constant_values=zero_point)
+    starts = [
+        np.arange(0, length - (size - 1) * dilation, stride)
+        for length, size, stride, dilation in zip(
+            padded.shape[2:], window.kernel, window.strides, window.dilations, strict=True
+        )
+    ]
     counts = [len(axis) for axis in starts]
     total = len(codes) * math.prod(counts)
     chosen = rng.choice(total, min(_PLACES, total), replace=False)
     sample, *places = np.unravel_index(chosen, (len(codes), *counts))
-    dilations = walk.integers(node, "dilations") or [1] * len(kernel)
     inputs = layer.shape[1]
-    offsets = list(itertools.product(*(range(size) for size in kernel)))
+    offsets = list(itertools.product(*(range(size) for size in window.kernel)))
     read = []
     for position in offsets:
         where: tuple[Any, ...] = tuple(
             axis[place] + offset * dilation
-            for axis, place, offset, dilation in zip(starts, places, position, dilations, strict=True)
+            for axis, place, offset, dilation in zip(starts, places, position, window.dilations, strict=True)
         )
         read.append(padded[(sample, slice(None), *where)])
     taken = np.stack(read, axis=1)  # (places, positions of the kernel, channels)
     for group in range(layer.groups):
         part = taken[:, :, group * inputs : (group + 1) * inputs]
         yield part.reshape(len(part), -1)
-
-
-def _windows(
-    codes: Array, zero_point: int, kernel: tuple[int, ...], node: onnx.NodeProto
-) -> tuple[Array, list[npt.NDArray[np.int64]]]:
-    """The padded activation, and for each axis where windows begin."""
-    rank = len(kernel)
-    strides = walk.integers(node, "strides") or [1] * rank
-    dilations = walk.integers(node, "dilations") or [1] * rank
-    pads = walk.integers(node, "pads") or [0] * (2 * rank)
-    spans = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    mode = walk.text(node, "auto_pad", "NOTSET")
-    if mode.startswith("SAME"):
-        missing = [
-            max((-(-size // stride) - 1) * stride + span - size, 0)
-            for size, stride, span in zip(codes.shape[2:], strides, spans, strict=True)
-        ]
-        less = [size // 2 for size in missing]
-        more = [size - half for size, half in zip(missing, less, strict=True)]
-        pads = [*less, *more] if mode == "SAME_UPPER" else [*more, *less]
-    around = [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]
-    padded = np.pad(codes, around, constant_values=zero_point)
-    starts = [
-        np.arange(0, size - span + 1, stride)
-        for size, span, stride in zip(padded.shape[2:], spans, strides, strict=True)
-    ]
-    return padded, starts
 
 
 def summary(found: Sequence[Saturation]) -> dict[str, object]:

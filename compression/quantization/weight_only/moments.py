@@ -12,6 +12,7 @@ from onnx import helper
 from compression.context import Context
 from compression.data import Dataset
 from compression.errors import DataRejected
+from compression.graph import walk
 from compression.quantization import prepare
 from compression.quantization.weight_only.groupwise import Array
 
@@ -47,13 +48,21 @@ def taken_by(node: onnx.NodeProto, kernel: Sequence[int]) -> Taken | None:
         node: A node of the main graph.
         kernel: Lengths of the weight's spatial axes; empty for products.
     """
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transA")):
+    if node.op_type == "MatMul" or (node.op_type == "Gemm" and not walk.integer(node, "transA")):
         return Taken(node.input[0])
-    if node.op_type != "Conv":
-        return None
+    return Taken(node.input[0], window_of(node, kernel)) if node.op_type == "Conv" else None
+
+
+def window_of(node: onnx.NodeProto, kernel: Sequence[int]) -> Window:
+    """How a convolution cuts its input into patches.
+
+    Args:
+        node: The convolution.
+        kernel: Lengths of the weight's spatial axes.
+    """
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     axes = len(kernel)
-    window = Window(
+    return Window(
         kernel=tuple(kernel),
         strides=tuple(attributes.get("strides", [1] * axes)),
         dilations=tuple(attributes.get("dilations", [1] * axes)),
@@ -61,7 +70,6 @@ def taken_by(node: onnx.NodeProto, kernel: Sequence[int]) -> Taken | None:
         auto_pad=attributes.get("auto_pad", b"NOTSET").decode(),
         groups=attributes.get("group", 1),
     )
-    return Taken(node.input[0], window)
 
 
 def collect(  # noqa: PLR0917 - what, on what, and how much of it at a time
@@ -145,7 +153,7 @@ def _rows(values: Array, window: Window | None) -> Iterator[Array]:
     if window is None:
         yield values.reshape(-1, 1, values.shape[-1])
         return
-    padded = np.pad(values, [(0, 0), (0, 0), *_padding(window, values.shape[2:])])
+    padded = np.pad(values, [(0, 0), (0, 0), *window_padding(window, values.shape[2:])])
     count = len(window.kernel)
     reach = [(length - 1) * dilation + 1 for length, dilation in zip(window.kernel, window.dilations, strict=True)]
     axes = tuple(range(2, 2 + count))
@@ -163,7 +171,7 @@ def _rows(values: Array, window: Window | None) -> Iterator[Array]:
         yield views[start : start + at_once].reshape(-1, window.groups, inputs)
 
 
-def _padding(window: Window, lengths: Sequence[int]) -> list[tuple[int, int]]:
+def window_padding(window: Window, lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Zeros before and behind each spatial axis."""
     count = len(window.kernel)
     if window.auto_pad in ("NOTSET", ""):

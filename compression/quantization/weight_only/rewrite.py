@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from compression.graph import walk
 from compression.quantization.weight_only.assembly import dequantized_shape
 from compression.quantization.weight_only.plan import Plan, Product
 
@@ -59,9 +60,7 @@ class Rewriter:
         """Remove the Transposes whose products read codes now."""
         kept = [node for node in self._graph.node if node.output[0] not in self._unread]
         if len(kept) < len(self._graph.node):
-            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
-            del self._graph.node[:]
-            self._graph.node.extend(copies)
+            walk.set_nodes(self._graph, kept)
 
     def _multiply(self, plan: Plan, product: Product, parts: Sequence[str]) -> None:
         node = self._nodes[product.node]

@@ -129,9 +129,7 @@ def _feed(model: onnx.ModelProto, spec: QuantizeWeightOnly, calibration: Dataset
             "calibration_data_missing",
             "The method 'gptq' runs samples through the model: give a calibration dataset, or use 'rtn' or 'hqq'.",
         )
-    if isinstance(calibration, ModelFeed):
-        return calibration
-    return ModelFeed(calibration, summarize(model, 0, 0), "calibration")
+    return ModelFeed.of(calibration, lambda: summarize(model, 0, 0), "calibration")
 
 
 def _planned(
