@@ -109,7 +109,7 @@ def _open(settings: Settings) -> Services:
     from catalog.broker import Wakeups, build_celery  # noqa: PLC0415
 
     database = Database(settings.resolved_database_url)
-    database.migrate()
+    database.prepare(migrate=settings.migrate)
     with database.read() as session:
         if any_key(session) != (settings.auth == "keys"):
             logger.warning(

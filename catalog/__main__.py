@@ -1,4 +1,4 @@
-"""`python -m catalog keys …` and `tenants …`: what an operator does on the database itself, such as the first key."""
+"""`python -m catalog migrate`, `keys …`, `tenants …`: what an operator does on the database itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from catalog.db import Database
+from catalog.db import Database, TablesBehind
 from catalog.errors import CatalogError
 from catalog.keys.repository import Keys, Tenants
 from catalog.keys.scopes import TENANT_SCOPES, Scope
@@ -21,12 +21,13 @@ _DAY = 24 * _HOUR
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it is done, 1 when it is refused."""
     options = _parser().parse_args(arguments)
-    database = Database(Settings().resolved_database_url, pool_size=1)
+    settings = Settings()
+    database = Database(settings.resolved_database_url, pool_size=1)
     try:
-        database.migrate()
+        database.prepare(migrate=settings.migrate or options.run is _migrate)
         options.run(database, options)
-    except CatalogError as error:
-        sys.stderr.write(f"{error.message}\n")
+    except (CatalogError, TablesBehind) as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     finally:
         database.dispose()
@@ -34,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("levity", description="Keys and tenants, on the database itself.")
+    parser = argparse.ArgumentParser("levity", description="Tables, keys and tenants, on the database itself.")
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     of = argparse.ArgumentParser(add_help=False)
     of.add_argument("--tenant", default=DEFAULT_TENANT, help="whose keys (%(default)s)")
+
+    command = nouns.add_parser("migrate", help="bring the tables to this release's form")
+    command.set_defaults(run=_migrate)
 
     keys = nouns.add_parser("keys", help="make, list, rotate, revoke API keys").add_subparsers(
         title="commands", metavar="COMMAND", required=True
@@ -74,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     command = tenants.add_parser("list", help="all tenants")
     command.set_defaults(run=_list_tenants)
     return parser
+
+
+def _migrate(_database: Database, _options: argparse.Namespace) -> None:
+    _say("The tables are up to date.")
 
 
 def _of_tenant(database: Database, options: argparse.Namespace) -> Database:

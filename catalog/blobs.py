@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -44,23 +44,24 @@ class Blobs:
         url: `file:///folder` or `s3://bucket/prefix`.
         staging: Local folder for files on their way in or out. With a local store it must be on the same file
             system, so that taking a file in is a rename.
+        credentials: Keys of an S3-compatible store, as obstore names them; without them the `AWS_*` variables hold.
     """
 
-    def __init__(self, url: str, staging: Path) -> None:
+    def __init__(self, url: str, staging: Path, *, credentials: Mapping[str, str] | None = None) -> None:
         parts = urlsplit(url)
         self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._store: ObjectStore = LocalStore(self._folder)
         else:
-            self._store = from_url(url)
+            self._store = from_url(url, **(credentials or {}))  # type: ignore[call-overload]
         self.staging = staging
         staging.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Blobs:
         """The store of this deployment."""
-        return cls(settings.resolved_store_url, settings.folder("staging"))
+        return cls(settings.resolved_store_url, settings.folder("staging"), credentials=settings.store_credentials)
 
     def adopt(self, path: Path, sha256: str) -> None:
         """Take over a file in whose name `sha256` is known to be right; `path` is gone afterwards.

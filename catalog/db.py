@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import JSON, Connection, Double, Engine, MetaData, Select, create_engine, event, make_url, select, text
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -23,11 +23,21 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from catalog.tenancy import Actor, TenantSession
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+logger = logging.getLogger(__name__)
+
 Json = dict[str, Any]
 Row = TypeVar("Row")
 
 AWAY = (OperationalError, InterfaceError)
 """The database is away, or too busy to answer; every other error is a defect and is not worth another try."""
+
+
+class TablesBehind(Exception):
+    """The tables are of an older release, and this process is not to change them."""
+
 
 # Names for constraints that do not depend on the engine, so that migrations can refer to them.
 _NAMING = {
@@ -124,16 +134,23 @@ class Database:
         with self.read() as session:
             session.execute(text("SELECT 1"))
 
+    def prepare(self, *, migrate: bool) -> None:
+        """At a process's start: bring the tables to this release's form, or only see that they are.
+
+        Raises:
+            TablesBehind: They are not, and `migrate` is false.
+        """
+        if migrate:
+            self.migrate()
+        else:
+            self._check_tables()
+
     def migrate(self) -> None:
         """Bring the tables to this release's form; safe to call from several processes at once."""
         # Only processes that start need it, and it takes a fifth of a second to import.
         from alembic import command  # noqa: PLC0415
-        from alembic.config import Config  # noqa: PLC0415
 
-        # It announces its plugins at every start.
-        logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = _migrations()
         with self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 # One migrator at a time: an arbitrary but fixed advisory lock, held until the commit.
@@ -141,9 +158,37 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    def _check_tables(self) -> None:
+        from alembic.migration import MigrationContext  # noqa: PLC0415 - as above
+        from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+        revisions = {script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()}
+        head = ScriptDirectory.from_config(_migrations()).get_current_head()
+        with self._readers.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in revisions:
+            # A newer release has migrated already, as in every rolling upgrade; this one must live with it.
+            logger.warning("the database's tables are of a newer release (%s)", current)
+        elif current != head:
+            raise TablesBehind(
+                f"The database's tables are at revision {current}, this release needs {head}: run "
+                "`python -m catalog migrate`, or leave that to LEVITY_MIGRATE=true."
+            )
+
     def dispose(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def _migrations() -> Config:
+    """What alembic needs to know of the folder `migrations`."""
+    from alembic.config import Config  # noqa: PLC0415 - see `migrate`
+
+    # It announces its plugins at every start.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def after_commit(session: Session, send: Callable[[], None]) -> None:

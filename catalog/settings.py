@@ -1,5 +1,7 @@
 """What an operator can set, by environment variables that begin with `LEVITY_`.
 
+Each can be given in a file instead: `LEVITY_DATABASE_PASSWORD_FILE=/run/secrets/database_password`.
+
 Three of them turn the one-machine default into a production deployment: `LEVITY_DATABASE_URL`,
 `LEVITY_BROKER_URL` and `LEVITY_STORE_URL`.
 """
@@ -11,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, IPvAnyNetwork
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from catalog.secret_files import SecretFiles, with_password
 from catalog.webhooks.addresses import Policy
 
 Auth = Literal["none", "keys"]
@@ -31,11 +34,22 @@ class Settings(BaseSettings):
     """Folder for everything that is kept on this machine: database, blobs, queue, staging, work folders."""
     database_url: str = ""
     """SQLAlchemy URL; empty means SQLite in the data folder. PostgreSQL: `postgresql+psycopg://user@host/name`."""
+    database_password: SecretStr = SecretStr("")
+    """Password of the user in `database_url`, for URLs that hold none."""
     broker_url: str = ""
     """Celery broker; empty means files in the data folder. Redis: `redis://host:6379/0`."""
+    broker_password: SecretStr = SecretStr("")
+    """Password of the broker, for URLs that hold none."""
     store_url: str = ""
     """Where blobs live; empty means a folder in the data folder. S3-compatible: `s3://bucket/prefix`, with the
     `AWS_*` variables for credentials, region and endpoint."""
+    store_access_key_id: SecretStr = SecretStr("")
+    """Access key of an S3-compatible store; empty leaves credentials to the `AWS_*` variables."""
+    store_secret_access_key: SecretStr = SecretStr("")
+    """Secret key that belongs to `store_access_key_id`."""
+    migrate: bool = True
+    """Bring the database's tables up to date at start. Without it a process refuses tables that are behind, and
+    `python -m catalog migrate` brings them up to date: once for a deployment, by a user who may alter tables."""
 
     auth: Auth = "none"
     """`keys`: every request shows an API key. `none`: there are no keys, and only direct requests from this machine are
@@ -102,6 +116,18 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe messages that are logged."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments before variables before files that variables name."""
+        return init_settings, env_settings, SecretFiles(settings_cls)
+
     @cached_property
     def root(self) -> Path:
         """The data folder, absolute."""
@@ -110,17 +136,28 @@ class Settings(BaseSettings):
     @cached_property
     def resolved_database_url(self) -> str:
         """The database in force."""
-        return self.database_url or f"sqlite:///{self.root / 'levity.db'}"
+        if not self.database_url:
+            return f"sqlite:///{self.root / 'levity.db'}"
+        return with_password(self.database_url, self.database_password.get_secret_value())
 
     @cached_property
     def resolved_broker_url(self) -> str:
         """The broker in force."""
-        return self.broker_url or "filesystem://"
+        if not self.broker_url:
+            return "filesystem://"
+        return with_password(self.broker_url, self.broker_password.get_secret_value())
 
     @cached_property
     def resolved_store_url(self) -> str:
         """The blob store in force."""
         return self.store_url or f"file://{self.root / 'blobs'}"
+
+    @cached_property
+    def store_credentials(self) -> dict[str, str]:
+        """Credentials of an S3-compatible store as obstore names them; empty when the `AWS_*` variables hold them."""
+        key = self.store_access_key_id.get_secret_value()
+        secret = self.store_secret_access_key.get_secret_value()
+        return {"access_key_id": key, "secret_access_key": secret} if key else {}
 
     @cached_property
     def webhook_policy(self) -> Policy:

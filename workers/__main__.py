@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from catalog.db import TablesBehind
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
 from workers.sandbox import SandboxUnavailable
@@ -37,7 +38,7 @@ def main() -> int:
     logging.getLogger("celery").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         serve(settings, options.queue, concurrency)
-    except (CannotServe, SandboxUnavailable) as error:
+    except (CannotServe, SandboxUnavailable, TablesBehind) as error:
         logging.getLogger("workers").error("%s", error)  # noqa: TRY400 - a sentence for the operator, no traceback
         return 1
     return 0

@@ -43,6 +43,7 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     Raises:
         CannotServe: Queue gpu on a machine without a CUDA device.
         SandboxUnavailable: The sandbox that `settings` insist on does not work here.
+        TablesBehind: The tables are of an older release, and `settings` leave them alone.
     """
     if queue is Queue.GPU and not capabilities.cuda_devices():
         raise CannotServe(
@@ -55,7 +56,7 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     children.prepare()
     # Children warm up while the rest is set up.
     database = Database(settings.resolved_database_url)
-    database.migrate()
+    database.prepare(migrate=settings.migrate)
     app = build_celery(settings)
     drain = Drain()
     alarm = Alarm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -13,7 +14,7 @@ from sqlalchemy import create_engine, inspect, text
 
 import catalog.schema  # noqa: F401 - fills the metadata
 from catalog import db
-from catalog.db import Base, Database
+from catalog.db import Base, Database, TablesBehind
 from catalog.jobs.repository import Jobs
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.tenancy import Actor
@@ -108,4 +109,25 @@ def test_what_was_there_before_tenants_belongs_to_the_default_one(database_url):
     migrate_to(database, "0004")
     with database._engine.begin() as connection:
         assert connection.execute(text("SELECT key FROM idempotency_keys")).scalars().all() == ["mine"]
+    database.dispose()
+
+
+def test_a_process_that_must_not_migrate_refuses_older_tables(database_url, caplog):
+    database = Database(database_url)
+    with pytest.raises(TablesBehind, match=r"at revision None.*python -m catalog migrate"):
+        database.prepare(migrate=False)
+    assert tables(database_url) == set()
+    database.prepare(migrate=True)
+    database.prepare(migrate=False)
+    assert caplog.messages == []
+    # As after the migrations of a release to come.
+    with database._engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    database.prepare(migrate=False)
+    assert "newer release (9999_future)" in caplog.text
+    first = min(path.name for path in (Path(db.__file__).parent / "migrations/versions").glob("0*.py"))
+    with database._engine.begin() as connection:
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{first[:4]}'"))
+    with pytest.raises(TablesBehind, match="at revision 0001, this release needs"):
+        database.prepare(migrate=False)
     database.dispose()
