@@ -28,6 +28,7 @@ from api.models.endpoints import router as models_router
 from api.shutdown import notice_signals
 from api.uploads.endpoints import router as uploads_router
 from api.webhooks.endpoints import router as webhooks_router
+from catalog import logs
 from catalog.blobs import Blobs
 from catalog.db import Database
 from catalog.jobs.states import Queue
@@ -62,12 +63,12 @@ _TAGS = [
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; `settings` come from the environment unless given."""
     chosen = Settings() if settings is None else settings
+    if settings is None:
+        # The process is ours, and so are its logs. Who embeds the application in a process decides about that.
+        logs.configure(chosen, "api", text="%(levelname)s %(name)s: %(message)s")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        logging.basicConfig(level=chosen.log_level, format="%(levelname)s %(name)s: %(message)s")
-        # It tells of every plugin it sets up.
-        logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
         services = await run_sync(_open, chosen)
         app.state.services = services
         with notice_signals(services.stopping):

@@ -23,6 +23,7 @@ from catalog.keys.repository import Principal, find_principal, note_use
 from catalog.keys.scopes import EVERYTHING
 from catalog.keys.scopes import Scope as KeyScope
 from catalog.keys.secrets import sha256_of
+from catalog.logs import bound
 from catalog.settings import Auth
 from catalog.tenancy import DEFAULT_TENANT
 
@@ -79,7 +80,9 @@ class AuthenticationMiddleware:
             except RequestError as error:
                 await problem_response(scope, error)(scope, receive, send)
                 return
-        await self._app(scope, receive, send)
+        principal: Principal | None = scope.get(PRINCIPAL)
+        with bound(tenant=None if principal is None else principal.tenant):
+            await self._app(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import REQUEST_ID, RequestError, problem_response
 from api.metrics import Metrics
+from catalog.logs import bound
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ MAX_JSON_BYTES = 2**20
 _TOO_LARGE = f"A JSON body may have {MAX_JSON_BYTES} bytes."
 # These endpoints count for themselves, against `LEVITY_MAX_UPLOAD_BYTES`.
 _RAW_BODY = re.compile(r"^/v1/uploads/[^/]+/(content|parts/[^/]+)$")
+_JOB = re.compile(r"/v1/jobs/(job_[A-Za-z0-9-]{1,40})(?:/|$)")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 # Orchestrators probe by address, and the answers tell nothing that a web page could use.
 _PROBES = ("/livez", "/readyz")
@@ -46,9 +48,15 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = Headers(scope=scope).get("x-request-id", "")
         scope[REQUEST_ID] = request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        named = _JOB.match(scope["path"])
+        with bound(request_id=request_id, job_id=named and named[1]):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        request_id: str = scope[REQUEST_ID]
         status = 0
 
         async def send_identified(message: Message) -> None:

@@ -9,6 +9,7 @@ Three of them turn the one-machine default into a production deployment: `LEVITY
 from __future__ import annotations
 
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -115,6 +116,8 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe messages that are logged."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """Form of a log's lines: `text` for people, `json` for machines; `auto` is text on a terminal, JSON elsewhere."""
 
     @classmethod
     def settings_customise_sources(
@@ -151,6 +154,13 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         """The blob store in force."""
         return self.store_url or f"file://{self.root / 'blobs'}"
+
+    @property
+    def resolved_log_format(self) -> Literal["json", "text"]:
+        """The form of a log's lines in force."""
+        if self.log_format == "auto":
+            return "text" if sys.stderr.isatty() else "json"
+        return self.log_format
 
     @cached_property
     def store_credentials(self) -> dict[str, str]:

@@ -27,7 +27,9 @@ def serve(*, host: str, port: int, data_dir: Path, workers: bool, api_processes:
         sys.stdout.flush()
         while not signals.wait(_WATCH_SECONDS):
             service.watch()
-        _log("serve | stopping; a running job may finish or goes back to its queue (once more to stop at once)")
+        service.tell(
+            "serve", "stopping; a running job may finish or goes back to its queue (once more to stop at once)"
+        )
         # From the main thread come signals, so the orderly stop runs beside it.
         stopping = threading.Thread(target=service.stop, daemon=True)
         stopping.start()

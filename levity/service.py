@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import importlib.util
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -91,6 +92,10 @@ class Service:
         self._lock = _lock(self._data_dir)
         kept = {key: value for key, value in os.environ.items() if inherit or not key.startswith("LEVITY_")}
         self._environment = {**kept, "LEVITY_DATA_DIR": str(self._data_dir), "PYTHONUNBUFFERED": "1"}
+        # The processes write into pipes; whether a person reads along is known here alone.
+        if self._environment.get("LEVITY_LOG_FORMAT", "auto") == "auto":
+            self._environment["LEVITY_LOG_FORMAT"] = "text" if sys.stderr.isatty() else "json"
+        self._json = self._environment["LEVITY_LOG_FORMAT"] == "json"
         api = ["uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)]
         api += ["--workers", str(api_processes)] if api_processes > 1 else []
         self._api = _Process("api", [*api, "--no-access-log", "--timeout-graceful-shutdown", "5"])
@@ -133,7 +138,7 @@ class Service:
             elif process.popen is not None and process.popen.poll() is not None:
                 if now - process.started_at > _HEALTHY_SECONDS:
                     process.backoff = _FIRST_BACKOFF_SECONDS
-                self._log(f"{process.name} | ended ({_how(process.popen)}), starts again in {process.backoff:g} s")
+                self.tell(process.name, f"ended ({_how(process.popen)}), starts again in {process.backoff:g} s")
                 process.restart_at = now + process.backoff
                 process.backoff = min(process.backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
@@ -176,7 +181,16 @@ class Service:
     def _forward(self, name: str, popen: subprocess.Popen[bytes]) -> None:
         with popen.stdout or contextlib.nullcontext(()) as lines:
             for line in lines:
-                self._log(f"{name} | {line.decode(errors='replace').rstrip()}")
+                self.tell(name, line.decode(errors="replace").rstrip())
+
+    def tell(self, name: str, line: str) -> None:
+        """Pass a line on, with its process's name. Lines of JSON have it, other lines between them are given both."""
+        if not self._json:
+            self._log(f"{name} | {line}")
+        elif line.startswith("{"):
+            self._log(line)
+        elif line:
+            self._log(json.dumps({"message": line, "process": name}))
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS

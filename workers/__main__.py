@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 
+from catalog import logs
 from catalog.db import TablesBehind
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
@@ -28,14 +29,9 @@ def main() -> int:
     if concurrency < 1:
         parser.error("--concurrency must be at least 1")
     settings = Settings()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level,
-        format=f"%(asctime)s %(levelname)s {options.queue} %(name)s %(message)s",
+    logs.configure(
+        settings, f"worker-{options.queue}", text=f"%(asctime)s %(levelname)s {options.queue} %(name)s %(message)s"
     )
-    # Every wake-up would be a line, and says nothing about jobs.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("celery").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         serve(settings, options.queue, concurrency)
     except (CannotServe, SandboxUnavailable, TablesBehind) as error:

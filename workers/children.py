@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from workers.failures import LOG_TAIL_BYTES
 from workers.files import remove_tree
+from workers.log_tail import LOG_TAIL_BYTES, PathNames, end_of
 from workers.protocol import MAX_LINE_BYTES, REQUEST_FILE, Event, ProtocolViolation, Request, read_event
 from workers.sandbox import Sandbox
 
@@ -32,17 +32,20 @@ class Child:
 
     Attributes:
         folder: Where its job's files go; the child's working directory.
+        path_names: What its owner is shown in place of this machine's paths.
         ended: True once the process has ended and all that it said was heard.
         returncode: As of `subprocess`, once `kill` was called.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, names: PathNames = ()) -> None:
         self.folder = folder
+        self.path_names: PathNames = ((str(folder), "."), *names)
         self.ended = False
         self.returncode: int | None = None
         self._process = process
         self._unfinished = bytearray()
         self._log = bytearray()
+        self._log_is_whole = True
         self._pidfd = os.pidfd_open(process.pid)
         self._selector = selectors.DefaultSelector()
         for pipe in (process.stdout, process.stderr):
@@ -57,8 +60,8 @@ class Child:
 
     @property
     def log_tail(self) -> str:
-        """The end of its standard error."""
-        return self._log.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        """The end of its standard error, fit to be shown to the job's owner."""
+        return end_of(bytes(self._log), self.path_names, whole=self._log_is_whole)
 
     def alive(self) -> bool:
         """Whether the process still runs."""
@@ -107,7 +110,9 @@ class Child:
     def _hear_log(self, fd: int) -> list[Event]:
         for chunk in self._chunks(fd):
             self._log += chunk
-            del self._log[:-LOG_TAIL_BYTES]
+            if len(self._log) > LOG_TAIL_BYTES:
+                self._log_is_whole = False
+                del self._log[:-LOG_TAIL_BYTES]
         return []
 
     def _chunks(self, fd: int) -> Iterator[bytes]:
@@ -177,6 +182,11 @@ class Children:
         # A child dies with the thread that started it (PR_SET_PDEATHSIG), so that thread must outlive all jobs.
         self._spawner = ThreadPoolExecutor(1, "spawner")
 
+    @property
+    def path_names(self) -> PathNames:
+        """What the owners of jobs are shown in place of this machine's paths."""
+        return self._sandbox.path_names
+
     def prepare(self) -> None:
         """Start what is missing to the number of warm children. Call it when a job is done."""
         self._spawner.submit(self._refill)
@@ -237,4 +247,4 @@ class Children:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        return Child(process, folder)
+        return Child(process, folder, self._sandbox.path_names)

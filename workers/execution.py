@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 # Loaded ahead of the job, which would otherwise wait for them midway.
@@ -39,11 +42,35 @@ from workers.protocol import (
 
 def serve(line: int, address_space: int | None) -> None:
     """Answer the request that lies in the working directory on the descriptor `line`."""
+    log = _Log()
     try:
-        answer = write_event(_execute(line, Request.model_validate_json(Path(REQUEST_FILE).read_bytes())))
+        request = Request.model_validate_json(Path(REQUEST_FILE).read_bytes())
+        log.say(request.kind)
+        answer: Answer = _execute(line, request, log)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is this job's answer
-        answer = write_event(_failure(error, address_space))
-    _write(line, answer)
+        answer = _failure(error, address_space)
+        log.say(f"{answer.code}: {answer.message}")
+    _write(line, write_event(answer))
+
+
+class _Log:
+    """What the job's owner is shown of an attempt that fails: how far it came, beside what libraries print."""
+
+    def __init__(self) -> None:
+        self._begun = self._said = time.monotonic()
+        self._phase = ""
+
+    def progress(self, phase: str, fraction: float, message: str) -> None:
+        """Every change of phase, else a line a second."""
+        if phase != self._phase or time.monotonic() - self._said >= 1:
+            self._phase = phase
+            self.say(f"{phase} {fraction:.0%} {message}".rstrip())
+
+    def say(self, text: str) -> None:
+        self._said = time.monotonic()
+        # A library may have closed it or filled the disk behind it: no reason to fail the job.
+        with suppress(OSError, ValueError):
+            print(f"[{self._said - self._begun:8.2f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _failure(error: Exception, address_space: int | None) -> Failed:
@@ -58,7 +85,7 @@ def _failure(error: Exception, address_space: int | None) -> Failed:
     return Failed(code="internal_error", message=f"{type(error).__name__}: {error}"[:4000], retryable=False)
 
 
-def _execute(line: int, request: Request) -> Answer:
+def _execute(line: int, request: Request, log: _Log) -> Answer:
     sources = {
         role: DataSource(Path(data.path), format=None, images=data.images) for role, data in request.data.items()
     }
@@ -74,6 +101,7 @@ def _execute(line: int, request: Request) -> Answer:
 
     def progress(phase: str, fraction: float, message: str = "") -> None:
         fraction = min(max(fraction, 0.0), 1.0)
+        log.progress(phase, fraction, message)
         _write(line, write_event(Progressed(phase=phase[:32], fraction=fraction, message=message[:1000])))
 
     workdir = Path.cwd()

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from workers.protocol import Failed
 
-LOG_TAIL_BYTES = 4096
-
 # How Python, the dynamic linker, ONNX Runtime, its C++ library and numpy say that an allocation failed.
 _ALLOCATION_FAILURE = re.compile(
     r"MemoryError|failed to map segment|bad_alloc|bad allocation|failed to allocate memory|cannot allocate memory|"

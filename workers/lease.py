@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -65,6 +67,7 @@ class Lease:
     Attributes:
         claim: What is held.
         wake: A descriptor that becomes readable when `check` has something new to say.
+        log_tail: End of the log of the child that worked under it, once that has ended.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Lease:
     ) -> None:
         self.claim = claim
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.log_tail = ""
         self._database = database
         self._settings = settings
         self._drain = drain
@@ -80,7 +84,9 @@ class Lease:
         self._lost = False
         self._cancel_requested = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{claim.job_id}", daemon=True)
+        # Its lines in the log belong to the job too.
+        keep = partial(copy_context().run, self._keep)
+        self._thread = threading.Thread(target=keep, name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

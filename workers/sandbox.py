@@ -22,6 +22,7 @@ import compression
 import workers
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
+from workers.log_tail import PathNames, path_names
 from workers.protocol import Limits
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,11 @@ class Sandbox:
             except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
                 return f"{error}."
         return None if done.returncode == 0 else done.stderr.strip()[-500:] or f"exit status {done.returncode}."
+
+    @cached_property
+    def path_names(self) -> PathNames:
+        """What a job's owner is shown in place of paths that a child knows."""
+        return path_names(self._settings.root, {folder.parent for folder in _source_folders()})
 
     @cached_property
     def _bubblewrap(self) -> list[str]:

@@ -15,6 +15,7 @@ from catalog.jobs.leases import Claim, NewArtifact
 from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
+from catalog.logs import bound
 from catalog.settings import Settings
 from compression.cache import checkpoint_key
 from compression.result import ArtifactFile
@@ -25,6 +26,7 @@ from workers.failures import JobFailed, of_dead_child
 from workers.files import UnsafeFile
 from workers.inputs import Inputs, find_inputs, lay_out, lay_out_finished_steps
 from workers.lease import CancelRequested, Drain, Lease, TimeLimitReached, WorkerDrains
+from workers.log_tail import tidied
 from workers.progress import ProgressRelay
 from workers.protocol import (
     Answer,
@@ -42,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_BACKOFF_SECONDS = 1.0
 _MAX_BACKOFF_SECONDS = 60.0
+_NOTHING_SAID = "The job's process has said nothing; the worker's log has what there is about this attempt."
 
 
 class Supervisor:
@@ -80,6 +83,10 @@ class Supervisor:
 
     def run(self, claim: Claim, job: JobRow) -> None:
         """Work on the job until its attempt has ended one way or another. Raises nothing that the job causes."""
+        with bound(job_id=claim.job_id, attempt=claim.attempt, tenant=claim.tenant, request_id=job.request_id):
+            self._run(claim, job)
+
+    def _run(self, claim: Claim, job: JobRow) -> None:
         started = time.monotonic()
         logger.info("job %s (%s) attempt %d starts", claim.job_id, job.kind, claim.attempt)
         lease = Lease(self._database, claim, self._settings, self._drain, time_limit_seconds=job.time_limit_seconds)
@@ -105,7 +112,9 @@ class Supervisor:
             failure = JobFailed("store_full", error.message, retryable=True)
         except Exception as error:
             logger.exception("job %s attempt %d: the worker failed", job.id, lease.claim.attempt)
-            failure = JobFailed("worker_error", f"{type(error).__name__}: {error}"[:1000], retryable=True)
+            message = tidied(f"{type(error).__name__}: {error}", self._children.path_names)
+            failure = JobFailed("worker_error", message[:1000], retryable=True)
+        failure.log_tail = failure.log_tail or lease.log_tail or _NOTHING_SAID
         return self._fail(lease, failure)
 
     def _stop(self, lease: Lease, job: JobRow, stop: CancelRequested | TimeLimitReached | WorkerDrains) -> str:
@@ -119,6 +128,7 @@ class Supervisor:
                     "time_limit_exceeded",
                     f"The job took longer than its time limit of {job.time_limit_seconds:g} s.",
                     retryable=True,
+                    log_tail=lease.log_tail or _NOTHING_SAID,
                 )
                 lease.write(lambda leases: leases.expire(claim, error.as_json()))
                 return JobState.EXPIRED
@@ -164,6 +174,7 @@ class Supervisor:
             return self._publish(lease, child, answer, job, inputs)
         finally:
             self._children.dismiss(child)
+            lease.log_tail = child.log_tail
             self._children.prepare()
 
     def _listen(self, lease: Lease, child: Child, inputs: Inputs, finished: int) -> Answer:
@@ -184,7 +195,8 @@ class Supervisor:
                     case Compressed() | ModelInspected() | DatasetInspected():
                         return event
                     case Failed():
-                        raise JobFailed(event.code, event.message, event.retryable, child.log_tail)
+                        message = tidied(event.message, child.path_names)
+                        raise JobFailed(event.code, message, event.retryable, child.log_tail)
                     case _:
                         assert_never(event)
             relay.flush_when_due()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from catalog.db import AWAY, Database
 from catalog.errors import Fenced
+from catalog.logs import bound
 from catalog.settings import Settings
 from catalog.webhooks.deliveries import Claim, Deliveries, Outcome
 from catalog.webhooks.repository import Webhooks
@@ -90,6 +91,10 @@ class Deliverer:
         return claims
 
     def _deliver(self, claim: Claim) -> None:
+        with bound(delivery_id=claim.delivery_id, attempt=claim.attempt, job_id=claim.job_id, tenant=claim.tenant):
+            self._send(claim)
+
+    def _send(self, claim: Claim) -> None:
         try:
             outcome = self._sender.send(claim)
             self._settle(claim, outcome)

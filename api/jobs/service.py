@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from functools import partial
 
 from sqlalchemy.orm import Session
@@ -19,9 +20,12 @@ from catalog.errors import NotFound
 from catalog.jobs.repository import Jobs, NewJob
 from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.tables import ArtifactRow, IdempotencyRow, JobRow
+from catalog.logs import bound
 from catalog.models.repository import Models
 from catalog.workers.repository import Workers
 from compression.spec import PipelineSpec
+
+logger = logging.getLogger(__name__)
 
 
 class _KeyTaken(Exception):
@@ -94,6 +98,7 @@ class JobService:
             if jobs.remember_key(key, body_sha256=body_sha256, job_id=row.id) is not None:
                 raise _KeyTaken
         after_commit(session, partial(self._wakeups.wake, new.queue))
+        after_commit(session, partial(_log_queued, row))
         return job_json(row, ids, ())
 
     def _replay(self, session: Session, bound: IdempotencyRow, body_sha256: str) -> Json:
@@ -172,6 +177,11 @@ class JobService:
             items = [event_json(row) for row in Jobs(session).events(job_id, after=after, limit=limit)]
         more = bool(items) and items[-1]["seq"] < newest
         return {"items": items, "next_cursor": str(items[-1]["seq"]) if more else None}
+
+
+def _log_queued(row: JobRow) -> None:
+    with bound(job_id=row.id):
+        logger.info("job %s is queued on %s", row.id, row.queue)
 
 
 def _get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:

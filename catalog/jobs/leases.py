@@ -199,7 +199,7 @@ class Leases:
                 "message": f"Worker {claim.owner} stopped renewing its lease on attempt {job.attempt}.",
                 "retryable": True,
                 "attempt": job.attempt,
-                "log_tail": "",
+                "log_tail": f"Last heard of in phase {job.phase} at {job.progress:.0%}. {job.message}".rstrip(),
             }
             if job.cancel_requested:
                 self._finish(claim, JobState.CANCELLED, AttemptOutcome.LOST)
@@ -221,7 +221,7 @@ class Leases:
                 "message": "No worker took the job before its deadline for starting.",
                 "retryable": True,
                 "attempt": job.attempt,
-                "log_tail": "",
+                "log_tail": f"Waited on queue {job.queue} with priority {job.priority}.",
             }
             self._session.execute(
                 update(JobRow)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from catalog.db import db_now
 from catalog.errors import Fenced
+from catalog.tenancy import DEFAULT_TENANT
 from catalog.webhooks.repository import disable
 from catalog.webhooks.states import BACKOFF_SECONDS, MAX_ATTEMPTS, DeliveryState, DisabledCode
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
@@ -32,6 +33,9 @@ class Claim:
     payload: str
     now: float
     """Seconds since 1970 by the database's clock."""
+    job_id: str | None = None
+    """The job that the event tells of."""
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Deliveries:
                 DeliveryRow.attempt,
                 DeliveryRow.webhook_id,
                 DeliveryRow.payload,
+                DeliveryRow.job_id,
                 db_now().label("now"),
             )
             .execution_options(synchronize_session=False)
@@ -100,13 +105,27 @@ class Deliveries:
         )
         webhook = self._session.execute(
             select(
-                WebhookRow.url, WebhookRow.secret, WebhookRow.previous_secret, WebhookRow.previous_secret_until
+                WebhookRow.url,
+                WebhookRow.secret,
+                WebhookRow.previous_secret,
+                WebhookRow.previous_secret_until,
+                WebhookRow.tenant,
             ).where(WebhookRow.id == row.webhook_id)
         ).one()
         secrets = [webhook.secret]
         if webhook.previous_secret is not None and (webhook.previous_secret_until or 0.0) > row.now:
             secrets.append(webhook.previous_secret)
-        return Claim(row.id, row.attempt, row.webhook_id, webhook.url, tuple(secrets), row.payload, row.now)
+        return Claim(
+            row.id,
+            row.attempt,
+            row.webhook_id,
+            webhook.url,
+            tuple(secrets),
+            row.payload,
+            row.now,
+            job_id=row.job_id,
+            tenant=webhook.tenant,
+        )
 
     def settle(self, claim: Claim, outcome: Outcome, *, disable_after_seconds: float) -> DeliveryState:
         """Write down how the attempt ended, and whether there is another one.

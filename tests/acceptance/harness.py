@@ -114,7 +114,6 @@ class Service:
             str(self.port),
             "--timeout-graceful-shutdown",
             "2",
-            "--no-access-log",
         ]
         self.api = self._start("api", ["uvicorn", "api.app:create_app", "--factory", *arguments])
         eventually(self._api_answers, what="the API answers")

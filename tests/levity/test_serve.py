@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -49,6 +50,7 @@ while True:
     time.sleep(0.1)
 """
 JOURNAL = """
+import json
 import os
 from pathlib import Path
 def note(text):
@@ -58,7 +60,7 @@ def note(text):
 
 
 class Served:
-    def __init__(self, folder: Path, *, stand_in="", arguments=()):
+    def __init__(self, folder: Path, *, stand_in="", arguments=(), log_format="text"):
         for package, source in (("uvicorn", API), ("workers", WORKER)):
             (folder / "path" / package).mkdir(parents=True)
             (folder / "path" / package / "__init__.py").touch()
@@ -66,14 +68,19 @@ class Served:
         (folder / "path" / "journal.py").write_text(JOURNAL)
         self.data = folder / "data"
         self.log = folder / "log"
+        self.environment = os.environ | {
+            "PYTHONPATH": str(folder / "path"),
+            "STAND_IN": stand_in,
+            "LEVITY_LOG_FORMAT": log_format,
+        }
         with self.log.open("wb") as log:
-            self.popen = self._start(folder, log, stand_in, arguments)
+            self.popen = self._start(log, arguments)
         self.first_line = self.popen.stdout.readline()
 
-    def _start(self, folder, log, stand_in, arguments):
+    def _start(self, log, arguments):
         return subprocess.Popen(
             [sys.executable, "-m", "levity", "serve", "--port", "0", "--data-dir", str(self.data), *arguments],
-            env=os.environ | {"PYTHONPATH": str(folder / "path"), "STAND_IN": stand_in},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -170,3 +177,10 @@ def test_api_that_cannot_start_ends_it_with_its_words(start):
     assert "api | the database is on fire" in log
     assert "levity: The API ended at once (exit status 3); its log says why. (not_started)" in log
     assert served.journal() == ["api start"]
+
+
+def test_lines_for_machines_are_all_json(start):
+    served = start(log_format="auto", stand_in="crash", arguments=["--no-worker"])
+    assert served.popen.wait(timeout=20) == 1
+    first, *_ = served.log.read_text().splitlines()
+    assert json.loads(first) == {"message": "the database is on fire", "process": "api"}
