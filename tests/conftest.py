@@ -1,4 +1,4 @@
-"""Fixtures for all tests: databases of both kinds."""
+"""Fixtures for all tests: databases of both kinds, an S3 server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from catalog.db import Database
+from tests.s3 import S3Server, s3_server
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Every process has a core; read by torch and the runtime when they are imported, here and in what tests start.
@@ -61,3 +62,10 @@ def database(database_url: str) -> Iterator[Database]:
     database.migrate()
     yield database
     database.dispose()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server for this test run; skips where there is none."""
+    with s3_server() as server:
+        yield server

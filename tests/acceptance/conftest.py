@@ -36,7 +36,7 @@ def shared(request, tmp_path_factory):
         service.ensure()
         yield service
         service.stop()
-        assert processes.orphans(set()) == []
+        assert processes.orphans() == []
 
 
 @pytest.fixture

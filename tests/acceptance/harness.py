@@ -8,10 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import pytest
 from sqlalchemy import select
 
 from catalog.blobs import Blobs
@@ -21,9 +22,10 @@ from catalog.jobs.repository import Jobs
 from catalog.jobs.states import TERMINAL, AttemptOutcome, JobState
 from catalog.jobs.tables import AttemptRow, JobRow
 from catalog.settings import Settings
-from levity import Job, Levity, die_with_parent
+from levity import Job, Levity
 from tests.acceptance.backends import Backend
 from tests.acceptance.processes import ProcessInfo, descendants, eventually, orphans, runs
+from tests.spawn import spawn
 
 GIB = 2**30
 # A worker that hangs is noticed within seconds, and what should take no time is not waited for.
@@ -51,7 +53,8 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
-    seen: set[ProcessInfo] = field(default_factory=set)
+    url: str = ""
+    """Where an API process listens."""
 
     @property
     def pid(self) -> int:
@@ -79,9 +82,16 @@ class Process:
 
 
 class Service:
-    """An API process and workers over one backend."""
+    """API processes and workers over one backend.
 
-    def __init__(self, folder: Path, backend: Backend, data_dir: Path) -> None:
+    Args:
+        folder: Where the processes' logs go.
+        backend: What they run on.
+        data_dir: Their data folder.
+        settings: `LEVITY_` variables in lower case, beside those that make things fast.
+    """
+
+    def __init__(self, folder: Path, backend: Backend, data_dir: Path, **settings: object) -> None:
         self.folder = folder
         self.backend = backend
         self.data_dir = data_dir
@@ -89,6 +99,7 @@ class Service:
             **{name: value for name, value in os.environ.items() if not name.startswith("LEVITY_")},
             **FAST,
             **backend.environment,
+            **_variables(settings),
             "LEVITY_DATA_DIR": str(data_dir),
             # Two processes that compute at once must not fight for the machine's cores.
             "OMP_NUM_THREADS": "1",
@@ -97,6 +108,12 @@ class Service:
         self.settings = Settings(**{name: known[name] for name in Settings.model_fields if name in known})
         # Receivers of webhooks are on this machine. A list is JSON here only.
         self.environment["LEVITY_WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.0/8"]'
+        with pytest.MonkeyPatch.context() as patch:
+            # obstore reads them when the store is opened.
+            for name, value in self.environment.items():
+                if name.startswith("AWS_"):
+                    patch.setenv(name, value)
+            self.blobs = Blobs.from_settings(self.settings)
         self.port = _free_port()
         self.api: Process | None = None
         self.workers: list[Process] = []
@@ -107,21 +124,21 @@ class Service:
     # Processes
 
     def start_api(self) -> None:
-        arguments = [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--timeout-graceful-shutdown",
-            "2",
-        ]
-        self.api = self._start("api", ["uvicorn", "api.app:create_app", "--factory", *arguments])
-        eventually(self._api_answers, what="the API answers")
+        self.api = self.start_another_api(self.port)
+
+    def start_another_api(self, port: int | None = None, **settings: object) -> Process:
+        """A further API process, on a port of its own unless told; `settings` as for a worker."""
+        port = port or _free_port()
+        options = ["--host", "127.0.0.1", "--port", str(port), "--timeout-graceful-shutdown", "2"]
+        command = ["uvicorn", "api.app:create_app", "--factory", *options]
+        api = self._start("api", command, _variables(settings))
+        api.url = f"http://127.0.0.1:{port}"
+        eventually(lambda: _answers(api), what="the API answers")
+        return api
 
     def start_worker(self, queue: str = "cpu", **settings: object) -> Process:
         """A worker of `queue`; `settings` are `LEVITY_` variables in lower case."""
-        extra = {f"LEVITY_{name.upper()}": str(value) for name, value in settings.items()}
-        worker = self._start(f"worker-{queue}", ["workers", "--queue", queue], extra)
+        worker = self._start(f"worker-{queue}", ["workers", "--queue", queue], _variables(settings))
         self.workers.append(worker)
         return worker
 
@@ -173,26 +190,15 @@ class Service:
     def _start(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> Process:
         self._started += 1
         log = self.folder / f"{self._started:02d}-{name}.log"
-        # Nothing goes on when pytest itself is killed.
-        wrapper = [sys.executable, "-S", "-E", die_with_parent.__file__, str(os.getpid())]
         with log.open("wb") as file:
-            popen = subprocess.Popen(
-                [*wrapper, sys.executable, "-P", "-m", *command],
+            popen = spawn(
+                [sys.executable, "-P", "-m", *command],
                 env={**self.environment, **(extra or {})},
-                stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
         return Process(name, popen, log)
-
-    def _api_answers(self) -> bool:
-        assert self.api is not None
-        assert self.api.alive, self.api.log.read_text()[-3000:]
-        try:
-            return httpx.get(f"{self.client.base_url}/readyz", trust_env=False).is_success
-        except httpx.TransportError:
-            return False
 
     def running_child(self, worker: Process) -> ProcessInfo | None:
         """The process that works on the worker's job, None while it only waits for one."""
@@ -250,8 +256,7 @@ class Service:
             assert published == [row.attempt]
             assert {artifact.attempt for artifact in artifacts} == {row.attempt}
             assert {"model.onnx", "report.json", "report.html", "manifest.json"} <= {a.name for a in artifacts}
-            blobs = Blobs.from_settings(self.settings)
-            assert all(blobs.exists(artifact.sha256) for artifact in artifacts)
+            assert all(self.blobs.exists(artifact.sha256) for artifact in artifacts)
             assert row.result is not None
         else:
             assert published == []
@@ -276,8 +281,7 @@ class Service:
         eventually(lambda: not self._leftovers(), seconds=10, what=f"nothing is left over: {self._leftovers()}")
 
     def _leftovers(self) -> list[str]:
-        own = {process.pid for process in (self.api, *self.workers) if process is not None}
-        left = [f"process {info}" for info in orphans(own)]
+        left = [f"process {info}" for info in orphans()]
         with self.database.read() as session:
             left += [
                 f"job {row.id} {row.state}"
@@ -304,6 +308,18 @@ def _has_request(info: ProcessInfo) -> bool:
         except FileNotFoundError:
             return False
     return (folder / "request.json").exists()
+
+
+def _variables(settings: dict[str, object]) -> dict[str, str]:
+    return {f"LEVITY_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def _answers(api: Process) -> bool:
+    assert api.alive, api.log.read_text()[-3000:]
+    try:
+        return httpx.get(f"{api.url}/readyz", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def _free_port() -> int:

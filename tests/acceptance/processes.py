@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.spawn import started
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -66,11 +68,11 @@ def runs(info: ProcessInfo) -> bool:
     return now is not None and now.started == info.started and now.state != "Z"
 
 
-def orphans(own: set[int]) -> list[ProcessInfo]:
-    """Live children of this process that are not in `own`; dead ones are reaped."""
+def orphans() -> list[ProcessInfo]:
+    """Live children of this process that it did not start on purpose; dead ones are reaped."""
     found = []
     for info in all_processes().values():
-        if info.parent != os.getpid() or info.pid in own:
+        if info.parent != os.getpid() or info.pid in started():
             continue
         if info.state == "Z":
             try:

@@ -17,34 +17,14 @@ CONTENT = b"0123456789" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(scope="session")
-def s3_server():
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3"])
 def blobs(request, tmp_path, monkeypatch):
     if request.param == "local":
         return Blobs(f"file://{tmp_path}/blobs", tmp_path / "staging")
-    import urllib.request
-
-    endpoint = request.getfixturevalue("s3_server")
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
+    server = request.getfixturevalue("s3")
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    bucket = f"levity-{os.urandom(4).hex()}"
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")).close()
-    return Blobs(f"s3://{bucket}/some/prefix", tmp_path / "staging")
+    return Blobs(f"s3://{server.new_bucket()}/some/prefix", tmp_path / "staging")
 
 
 def whole(blobs, sha256, *bounds):
