@@ -7,7 +7,7 @@ PINS = pyproject.toml $(wildcard constraints.txt)
 BENCHMARKS = start_up transfers queueing job_overhead
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint test-soak bench clean
+.PHONY: help setup demo serve test lint lint-deploy test-soak bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of im
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lint-deploy: .venv/.deploy.stamp ## Check Dockerfile, docker-compose.yml and deploy/ with the linters of their own
+	$(BIN)/pytest --no-header -p no:cacheprovider tests/deploy
+
 test-soak: .venv/.dev.stamp ## Run the tests that take many minutes
 	$(BIN)/pytest -m soak
 
@@ -47,6 +50,10 @@ clean: ## Remove .venv, caches and what the demo left
 .venv/.dev.stamp: .venv/.python.stamp $(PINS)
 	$(PIP_INSTALL) -e '.[dev]' $(CONSTRAINTS)
 	@touch $@ .venv/.serve.stamp
+
+.venv/.deploy.stamp: .venv/.dev.stamp
+	$(PIP_INSTALL) -e '.[dev,deploy]' $(CONSTRAINTS)
+	@touch $@
 
 .venv/.python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
