@@ -120,7 +120,7 @@ def _open(settings: Settings) -> Services:
             )
     blobs = Blobs.from_settings(settings)
     blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
-    wakeups = Wakeups(build_celery(settings))
+    wakeups = Wakeups(build_celery(settings, only_sends=True))
     database.after_outbox = partial(wakeups.wake, Queue.IO)
     return Services(
         settings=settings,

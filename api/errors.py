@@ -70,6 +70,7 @@ STATUS: dict[str, HTTPStatus] = {
     "labels_out_of_range": HTTPStatus.UNPROCESSABLE_ENTITY,
     "size_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "database_away": HTTPStatus.SERVICE_UNAVAILABLE,
     "not_ready": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
 }

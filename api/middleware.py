@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Collection
 
+from sqlalchemy.exc import DBAPIError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import REQUEST_ID, RequestError, problem_response
 from api.metrics import Metrics
+from catalog.db import AWAY, out_of_room
 from catalog.logs import bound
 
 logger = logging.getLogger(__name__)
@@ -75,6 +77,11 @@ class RequestMiddleware:
                 await problem_response(scope, error)(scope, receive, send_identified)
         except ClientDisconnect:
             status = status or _CLIENT_WENT_AWAY
+        except AWAY as away:
+            logger.warning("%s %s: the database does not answer: %s", scope["method"], scope["path"], away.orig)
+            if status:
+                raise
+            await problem_response(scope, _away(away))(scope, receive, send_identified)
         except Exception:
             logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], request_id)
             if status:
@@ -84,6 +91,16 @@ class RequestMiddleware:
             await problem_response(scope, error)(scope, receive, send_identified)
         finally:
             _count(scope, status, time.perf_counter() - start)
+
+
+def _away(error: DBAPIError) -> RequestError:
+    if out_of_room(error):
+        return RequestError("store_full", "There is no room left on the database's disk.")
+    return RequestError(
+        "database_away",
+        "The database does not answer at this moment; ask again. A submission with the same Idempotency-Key is safe.",
+        headers={"retry-after": "1"},
+    )
 
 
 def _host(headers: Headers) -> str:

@@ -16,7 +16,7 @@ from api.errors import MEDIA_TYPE, STATUS, FieldProblem, Problem, title
 
 _REFERENCE = "#/components/schemas/{model}"
 # Every request can meet these.
-_ALWAYS = ("host_not_allowed", "internal_error")
+_ALWAYS = ("host_not_allowed", "internal_error", "database_away")
 _BODY = ("malformed_json", "request_stalled", "body_too_large", "unsupported_media_type", "invalid_request")
 
 Responses = dict[int | str, dict[str, Any]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from catalog.settings import Settings
 logger = logging.getLogger(__name__)
 
 WAKE_TASK = "levity.wake"
+_PAUSE_SECONDS = 2.0
 
 
 class _WholeFilesChannel(filesystem.Channel):
@@ -44,8 +46,13 @@ class FileTransport(filesystem.Transport):
     Channel = _WholeFilesChannel
 
 
-def build_celery(settings: Settings) -> Celery:
-    """The Celery application that API processes send with and workers receive with."""
+def build_celery(settings: Settings, *, only_sends: bool = False) -> Celery:
+    """The Celery application that API processes send with and workers receive with.
+
+    Args:
+        settings: Name the broker.
+        only_sends: Nobody waits for messages, so a broker that is silent for seconds is down.
+    """
     app = Celery("levity", set_as_current=False)
     app.conf.update(
         broker_url=settings.resolved_broker_url,
@@ -91,7 +98,7 @@ def build_celery(settings: Settings) -> Celery:
                 "unacked_restore_throttle": 1,
                 "socket_keepalive": True,
                 "socket_connect_timeout": 2,
-                "socket_timeout": 30,
+                "socket_timeout": 2 if only_sends else 30,
                 "health_check_interval": 25,
             },
         )
@@ -103,12 +110,20 @@ class Wakeups:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._silent_until = 0.0
 
     def wake(self, queue: Queue) -> None:
-        """Wake a worker of `queue`. A broker that is down is logged: the sweeper sends again."""
+        """Wake a worker of `queue`.
+
+        A broker that is down is logged, and left alone for a moment: those who submit jobs must not wait for it one
+        after another, and the sweeper finds what nobody was woken for.
+        """
+        if time.monotonic() < self._silent_until:
+            return
         try:
             self._app.send_task(WAKE_TASK, args=[str(queue)], queue=str(queue), ignore_result=True, retry=False)
         except (OperationalError, OSError) as error:
+            self._silent_until = time.monotonic() + _PAUSE_SECONDS
             logger.warning("could not wake queue %s: %s", queue, error)
 
     def broker_answers(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import JSON, Connection, Double, Engine, MetaData, Select, create_engine, event, make_url, select, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -37,6 +38,15 @@ AWAY = (OperationalError, InterfaceError)
 
 class TablesBehind(Exception):
     """The tables are of an older release, and this process is not to change them."""
+
+
+_POSTGRESQL_DISK_FULL = "53100"
+
+
+def out_of_room(error: DBAPIError) -> bool:
+    """Whether the database has no room on its disk left."""
+    code = getattr(error.orig, "sqlite_errorcode", None) or getattr(error.orig, "sqlstate", None)
+    return code in (sqlite3.SQLITE_FULL, _POSTGRESQL_DISK_FULL)
 
 
 # Names for constraints that do not depend on the engine, so that migrations can refer to them.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 
+import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from api import json_body
 from api.errors import RequestError
+from catalog.db import Database, out_of_room
 from catalog.settings import Settings
 from tests.api.harness import assert_problem, serve
 
@@ -125,6 +130,37 @@ def test_what_goes_wrong_inside_stays_inside(http, monkeypatch, caplog):
     assert "hunter2" not in response.text
     assert f"request {problem['request_id']}" in caplog.text
     assert "hunter2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("orig", "status", "code"),
+    [
+        (sqlite3.OperationalError("database is locked"), 503, "database_away"),
+        (psycopg.errors.AdminShutdown("terminating connection due to administrator command"), 503, "database_away"),
+        (psycopg.errors.DiskFull("could not extend file"), 507, "store_full"),
+    ],
+)
+def test_a_database_that_does_not_answer(http, monkeypatch, orig, status, code):
+    """No defect of the service, and clients ask again on 503."""
+
+    def fail(*_args, **_kwargs):
+        raise OperationalError("SELECT 1", {}, orig)
+
+    monkeypatch.setattr("api.capabilities.service.capabilities", fail)
+    response = http.get("/v1/capabilities")
+    assert_problem(response, status, code)
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+
+
+def test_what_sqlite_says_when_its_file_cannot_grow(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'full.db'}")
+    with database.write() as session:
+        session.execute(text("CREATE TABLE t (x TEXT)"))
+        session.execute(text("PRAGMA max_page_count=2"))
+    with pytest.raises(OperationalError) as caught, database.write() as session:
+        session.execute(text("INSERT INTO t VALUES (:x)"), {"x": "x" * 100_000})
+    assert out_of_room(caught.value)
+    database.dispose()
 
 
 JSON = st.recursive(
