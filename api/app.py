@@ -127,7 +127,7 @@ def _open(settings: Settings) -> Services:
         database=database,
         blobs=blobs,
         wakeups=wakeups,
-        metrics=Metrics(database, worker_silence_seconds=settings.lease_seconds),
+        metrics=Metrics(database, blobs, worker_silence_seconds=settings.lease_seconds),
         writer_threads=CapacityLimiter(_WRITER_THREADS),
         stopping=asyncio.Event(),
     )

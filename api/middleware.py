@@ -59,10 +59,17 @@ class RequestMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         request_id: str = scope[REQUEST_ID]
-        status = 0
+        status = received = sent = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def send_identified(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
+            sent += len(message.get("body", b""))
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
@@ -71,7 +78,7 @@ class RequestMiddleware:
         start = time.perf_counter()
         try:
             if self._hosts is None or scope["path"] in _PROBES or _host(headers) in self._hosts:
-                await self._app(scope, receive, send_identified)
+                await self._app(scope, receive_counted, send_identified)
             else:
                 error = RequestError("host_not_allowed", "This service does not answer for this Host.")
                 await problem_response(scope, error)(scope, receive, send_identified)
@@ -90,7 +97,7 @@ class RequestMiddleware:
             error = RequestError("internal_error", "Something went wrong here; the server's log says what.")
             await problem_response(scope, error)(scope, receive, send_identified)
         finally:
-            _count(scope, status, time.perf_counter() - start)
+            _count(scope, status, time.perf_counter() - start, received, sent)
 
 
 def _away(error: DBAPIError) -> RequestError:
@@ -109,7 +116,7 @@ def _host(headers: Headers) -> str:
     return host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
 
 
-def _count(scope: Scope, status: int, seconds: float) -> None:
+def _count(scope: Scope, status: int, seconds: float, received: int, sent: int) -> None:
     services = getattr(scope["app"].state, "services", None) if "app" in scope else None
     if services is None:
         return
@@ -119,6 +126,8 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
     method = scope["method"] if scope["method"] in _METHODS else "other"
     metrics.requests.labels(method, route, str(status)).inc()
     metrics.latency.labels(method, route).observe(seconds)
+    metrics.received.labels(route).inc(received)
+    metrics.sent.labels(route).inc(sent)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})

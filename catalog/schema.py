@@ -15,6 +15,7 @@ from catalog.jobs.tables import (
 )
 from catalog.keys.tables import ApiKeyRow, TenantRow
 from catalog.models.tables import ModelRow
+from catalog.totals.tables import TotalRow
 from catalog.uploads.tables import PartRow, UploadRow
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
 from catalog.workers.tables import WorkerRow
@@ -35,6 +36,7 @@ __all__ = [
     "PartRow",
     "StepCacheRow",
     "TenantRow",
+    "TotalRow",
     "UploadRow",
     "WebhookRow",
     "WorkerRow",

@@ -14,14 +14,32 @@ from compression.errors import Cancelled
 from compression.graph.limits import LARGEST_MESSAGE
 from compression.memory import memory_limit
 
+PHASES = frozenset(
+    {
+        "preparing",
+        "loading",
+        "distilling",
+        "pruning",
+        "factorizing",
+        "training",
+        "clustering",
+        "quantizing",
+        "encoding",
+        "verifying",
+        "benchmarking",
+        "reporting",
+        "publishing",
+    }
+)
+"""What a run can be at; the first and the last are its worker's."""
+
 
 class Progress(Protocol):
     def __call__(self, phase: str, fraction: float, message: str = "") -> None:
         """Say where the run stands.
 
         Args:
-            phase: What is being done now: `loading`, `pruning`, `clustering`, `quantizing`, `encoding`, `verifying`,
-                `benchmarking`, `reporting`.
+            phase: What is being done now, one of `PHASES`.
             fraction: Share of the whole run that is done, 0 to 1, never decreasing.
             message: A short sentence for a person; may be empty.
         """

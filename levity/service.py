@@ -8,6 +8,7 @@ import importlib.util
 import ipaddress
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,6 +99,8 @@ class Service:
         self._json = self._environment["LEVITY_LOG_FORMAT"] == "json"
         api = ["uvicorn", "api.app:create_app", "--factory", "--host", host, "--port", str(port)]
         api += ["--workers", str(api_processes)] if api_processes > 1 else []
+        if api_processes > 1:
+            self._environment["PROMETHEUS_MULTIPROC_DIR"] = str(_emptied(self._data_dir / "metrics"))
         self._api = _Process("api", [*api, "--no-access-log", "--timeout-graceful-shutdown", "5"])
         queues = ["cpu", "io", *(["gpu"] if Path("/dev/nvidia0").exists() else [])] if workers else []
         self._workers = [_Process(f"worker-{queue}", ["workers", "--queue", queue]) for queue in queues]
@@ -263,6 +266,13 @@ def _lock(data_dir: Path) -> _Lock:
         raise LevityError(
             "data_dir_unusable", f"The data folder {data_dir} cannot be used: {error.strerror}."
         ) from error
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder without what an earlier service left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 class _Lock:

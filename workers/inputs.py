@@ -47,6 +47,11 @@ class Inputs:
     student: ModelRow | None = None
     tenant: str = DEFAULT_TENANT
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that the job is given."""
+        return sum(row.size for row in (self.model, self.student, *self.datasets.values()) if row is not None)
+
     def may_be_made(self, names: Sequence[str]) -> bool:
         """Whether an inspection may make files of these names of the model's upload, and put them in its place.
 

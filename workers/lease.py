@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 from catalog.db import AWAY, Database
 from catalog.errors import Fenced
+from catalog.jobs.effort import Effort
 from catalog.jobs.leases import Claim, Leases
 from catalog.settings import Settings
 
@@ -68,12 +69,21 @@ class Lease:
         claim: What is held.
         wake: A descriptor that becomes readable when `check` has something new to say.
         log_tail: End of the log of the child that worked under it, once that has ended.
+        effort: What the attempt has taken so far.
     """
 
     def __init__(
-        self, database: Database, claim: Claim, settings: Settings, drain: Drain, *, time_limit_seconds: float
+        self,
+        database: Database,
+        claim: Claim,
+        settings: Settings,
+        drain: Drain,
+        *,
+        time_limit_seconds: float,
+        waited_seconds: float = 0.0,
     ) -> None:
         self.claim = claim
+        self.effort = Effort(waited_seconds)
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.log_tail = ""
         self._database = database
@@ -128,7 +138,7 @@ class Lease:
 
         def transaction() -> T:
             with self._database.write() as session:
-                return change(Leases(session))
+                return change(Leases(session, self.effort))
 
         return self.patiently(transaction)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import assert_never
@@ -18,7 +19,7 @@ from catalog.jobs.tables import JobRow
 from catalog.logs import bound
 from catalog.settings import Settings
 from compression.cache import checkpoint_key
-from compression.result import ArtifactFile
+from compression.result import ArtifactFile, PipelineResult
 from compression.signature import DatasetSummary, ModelSummary
 from workers.alarm import Alarm
 from workers.children import Child, Children
@@ -89,7 +90,14 @@ class Supervisor:
     def _run(self, claim: Claim, job: JobRow) -> None:
         started = time.monotonic()
         logger.info("job %s (%s) attempt %d starts", claim.job_id, job.kind, claim.attempt)
-        lease = Lease(self._database, claim, self._settings, self._drain, time_limit_seconds=job.time_limit_seconds)
+        lease = Lease(
+            self._database,
+            claim,
+            self._settings,
+            self._drain,
+            time_limit_seconds=job.time_limit_seconds,
+            waited_seconds=self._waited(job),
+        )
         try:
             with lease:
                 end = self._end_of(lease, job)
@@ -97,6 +105,10 @@ class Supervisor:
             logger.warning("job %s attempt %d dropped: %s", claim.job_id, claim.attempt, error)
             return
         logger.info("job %s attempt %d: %s after %.2f s", claim.job_id, claim.attempt, end, time.monotonic() - started)
+
+    def _waited(self, job: JobRow) -> float:
+        """Seconds from when the job could be claimed to its claim, both by the database's clock."""
+        return max(0.0, (job.lease_until or 0.0) - self._settings.lease_seconds - job.available_at)
 
     def _end_of(self, lease: Lease, job: JobRow) -> str:
         """Work on the job, and write down how that ended."""
@@ -149,6 +161,7 @@ class Supervisor:
 
     def _work(self, lease: Lease, job: JobRow) -> str:
         inputs = lease.patiently(lambda: find_inputs(self._database, job))
+        lease.effort.input_bytes = inputs.size
         child = self._children.take()
         try:
             request = lay_out(job, inputs, self._blobs, child.folder, lease.check)
@@ -189,6 +202,7 @@ class Supervisor:
             for event in child.listen(relay.seconds_until_due(lease.seconds_until_check()), wake=lease.wake):
                 match event:
                     case Progressed():
+                        lease.effort.enter(event.phase)
                         relay.update(event)
                     case StepFinished():
                         self._keep(lease, child, inputs, event, stored)
@@ -251,6 +265,8 @@ class Supervisor:
         claim = lease.claim
         match answer, job.kind:
             case Compressed(result=result), JobKind.COMPRESS:
+                lease.effort.enter("publishing")
+                self._measure_steps(lease, inputs, result)
                 lease.write(lambda leases: leases.progress(claim, phase="publishing", fraction=1.0, message=""))
                 artifacts = self._store(lease, child, result.artifacts)
                 document = result.model_dump(mode="json")
@@ -264,6 +280,12 @@ class Supervisor:
                 return self._publish_summary(lease, summary)
             case _:
                 raise self._misbehaved(child, f"an answer of type {answer.type} to a job of kind {job.kind}")
+
+    def _measure_steps(self, lease: Lease, inputs: Inputs, result: PipelineResult) -> None:
+        steps = () if inputs.spec is None else inputs.spec.steps
+        for step, done in zip(steps, result.steps, strict=False):
+            if not done.cached and math.isfinite(done.seconds):
+                lease.effort.note_step(step.type, done.seconds)
 
     def _store(self, lease: Lease, child: Child, files: Sequence[ArtifactFile]) -> list[NewArtifact]:
         try:

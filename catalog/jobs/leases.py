@@ -17,6 +17,7 @@ from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
 from catalog.db import Json, db_now
 from catalog.errors import Fenced
+from catalog.jobs.effort import Effort
 from catalog.jobs.repository import append_event
 from catalog.jobs.states import AttemptOutcome, JobKind, JobState, Queue
 from catalog.jobs.tables import ArtifactRow, AttemptRow, JobDatasetRow, JobRow
@@ -24,6 +25,17 @@ from catalog.models.repository import contents
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
 from catalog.tenancy import DEFAULT_TENANT
+from catalog.totals.metrics import (
+    ARTIFACT_BYTES,
+    ATTEMPT_SECONDS,
+    ATTEMPTS,
+    INPUT_BYTES,
+    JOBS_ENDED,
+    PHASE_SECONDS,
+    STEP_SECONDS,
+    WAIT_SECONDS,
+)
+from catalog.totals.repository import count, observe
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,16 @@ class NewArtifact:
 
 
 class Leases:
-    def __init__(self, session: Session) -> None:
+    """The job protocol in one transaction.
+
+    Args:
+        session: The transaction.
+        effort: What the attempt has taken, where the writer is its worker; counted when the attempt ends.
+    """
+
+    def __init__(self, session: Session, effort: Effort | None = None) -> None:
         self._session = session
+        self._effort = effort
 
     def claim(self, queue: Queue, *, owner: str, lease_seconds: float) -> tuple[Claim, JobRow] | None:
         """Take the most urgent job that waits on `queue`, or None when there is none."""
@@ -124,7 +144,7 @@ class Leases:
         if self.cancel_requested_locked(claim):
             self.cancelled(claim)
             return JobState.CANCELLED
-        self._finish(claim, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, result=result, progress=1.0, error=None)
+        job = self._finish(claim, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, result=result, progress=1.0, error=None)
         for artifact in artifacts:
             self._session.add(
                 ArtifactRow(
@@ -137,6 +157,7 @@ class Leases:
                 )
             )
         self._session.flush()
+        count(self._session, ARTIFACT_BYTES, job.queue, by=sum(artifact.size for artifact in artifacts))
         return JobState.SUCCEEDED
 
     def publish_inspection(self, claim: Claim, *, summary: Json, files: Sequence[Json] = ()) -> None:
@@ -230,6 +251,7 @@ class Leases:
                 .execution_options(synchronize_session=False)
             )
             append_event(self._session, job.id, JobState.EXPIRED, {"error": error})
+            count(self._session, JOBS_ENDED, job.kind, job.queue, JobState.EXPIRED)
         return woken
 
     def waiting(self, queue: Queue) -> int:
@@ -273,7 +295,8 @@ class Leases:
     def _finish(self, claim: Claim, state: JobState, outcome: AttemptOutcome, **values: object) -> JobRow:
         row = self._write(claim, state=state, finished_at=db_now(), owner=None, lease_until=None, **values)
         error = values.get("error")
-        self._end_attempt(claim, outcome, error)
+        self._end_attempt(claim, row, outcome, error)
+        count(self._session, JOBS_ENDED, row.kind, row.queue, state)
         append_event(self._session, claim.job_id, state, {"error": error} if error else {})
         return row
 
@@ -286,7 +309,7 @@ class Leases:
         backoff_seconds: float = 0,
         returned_attempts: int = 0,
     ) -> None:
-        self._write(
+        row = self._write(
             claim,
             state=JobState.QUEUED,
             owner=None,
@@ -297,16 +320,28 @@ class Leases:
             available_at=db_now() + backoff_seconds,
             attempts_left=JobRow.attempts_left + returned_attempts,
         )
-        self._end_attempt(claim, outcome, error)
+        self._end_attempt(claim, row, outcome, error)
         append_event(self._session, claim.job_id, JobState.QUEUED, {"after": str(outcome), "error": error})
 
-    def _end_attempt(self, claim: Claim, outcome: AttemptOutcome, error: object) -> None:
-        self._session.execute(
+    def _end_attempt(self, claim: Claim, job: JobRow, outcome: AttemptOutcome, error: object) -> None:
+        seconds = self._session.scalar(
             update(AttemptRow)
             .where(AttemptRow.job_id == claim.job_id, AttemptRow.number == claim.attempt)
             .values(ended_at=db_now(), outcome=outcome, error=error)
+            .returning(AttemptRow.ended_at - AttemptRow.started_at)
             .execution_options(synchronize_session=False)
         )
+        session, effort = self._session, self._effort
+        code = str(error["code"]) if isinstance(error, dict) else ""
+        count(session, ATTEMPTS, job.kind, job.queue, outcome, code)
+        observe(session, ATTEMPT_SECONDS, job.kind, job.queue, outcome, seconds=seconds or 0.0)
+        if effort is not None:
+            observe(session, WAIT_SECONDS, job.kind, job.queue, seconds=effort.waited_seconds)
+            count(session, INPUT_BYTES, job.queue, by=effort.input_bytes)
+            for phase, spent in effort.phases().items():
+                observe(session, PHASE_SECONDS, job.kind, phase, seconds=spent)
+            for type_, spent in effort.steps:
+                observe(session, STEP_SECONDS, type_, seconds=spent)
 
     def _settle_subject(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, String
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base, Json
 from catalog.tenancy import DEFAULT_TENANT, Tenanted
+
+_UNFINISHED = text("state IN ('queued', 'running')")
 
 
 class JobRow(Tenanted, Base):
@@ -20,6 +22,16 @@ class JobRow(Tenanted, Base):
         Index("ix_jobs_model_id", "model_id"),
         Index("ix_jobs_tenant", "tenant", "kind", "id"),
         Index("ix_jobs_student_id", "student_id"),
+        # However many have ended, counting those that have not is cheap.
+        Index(
+            "ix_jobs_unfinished",
+            "state",
+            "queue",
+            "kind",
+            "available_at",
+            postgresql_where=_UNFINISHED,
+            sqlite_where=_UNFINISHED,
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -62,6 +74,8 @@ class JobRow(Tenanted, Base):
     last_event: Mapped[int] = mapped_column(default=0)
     """Sequence number of the job's newest event."""
     request_id: Mapped[str] = mapped_column(String(64), default="")
+    traceparent: Mapped[str | None] = mapped_column(String(64))
+    """The request's span (W3C Trace Context), which attempts continue; null without tracing."""
 
 
 class JobDatasetRow(Base):

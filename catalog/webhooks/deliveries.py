@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session, aliased
 from catalog.db import db_now
 from catalog.errors import Fenced
 from catalog.tenancy import DEFAULT_TENANT
+from catalog.totals.metrics import WEBHOOK_ATTEMPTS
+from catalog.totals.repository import count
 from catalog.webhooks.repository import disable
 from catalog.webhooks.states import BACKOFF_SECONDS, MAX_ATTEMPTS, DeliveryState, DisabledCode
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
@@ -168,6 +170,7 @@ class Deliveries:
             error={"code": outcome.error_code, "message": outcome.error_message} if failed else None,
             response=outcome.response,
         )
+        count(self._session, WEBHOOK_ATTEMPTS, outcome.error_code or DeliveryState.DELIVERED)
         if not failed:
             self._session.execute(
                 update(WebhookRow)
@@ -213,6 +216,7 @@ class Deliveries:
             )
             error = {"code": "worker_lost", "message": "The worker died; whether the event arrived is not known."}
             self._end_attempt(claim, error=error)
+            count(self._session, WEBHOOK_ATTEMPTS, "worker_lost")
 
     def due(self) -> bool:
         """Whether something can be sent or swept now; cheap enough to ask often."""

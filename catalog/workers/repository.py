@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -10,6 +11,16 @@ from sqlalchemy.orm import Session
 from catalog.db import Json, db_now
 from catalog.jobs.states import Queue
 from catalog.workers.tables import WorkerRow
+
+
+@dataclass(frozen=True)
+class Seen:
+    """When a worker was last heard of."""
+
+    id: str
+    queue: str
+    concurrency: int
+    seconds_ago: float
 
 
 class Workers:
@@ -49,3 +60,12 @@ class Workers:
         return self._session.scalars(
             select(WorkerRow).where(WorkerRow.seen_at >= db_now() - seconds).order_by(WorkerRow.id)
         ).all()
+
+    def seen_seconds_ago(self) -> list[Seen]:
+        """All workers that are known, also those that have fallen silent."""
+        rows = self._session.execute(
+            select(WorkerRow.id, WorkerRow.queue, WorkerRow.concurrency, db_now() - WorkerRow.seen_at).order_by(
+                WorkerRow.id
+            )
+        )
+        return [Seen(id_, queue, concurrency, max(0.0, ago)) for id_, queue, concurrency, ago in rows]
