@@ -34,6 +34,7 @@ from catalog.db import Database
 from catalog.jobs.states import Queue
 from catalog.keys.repository import any_key
 from catalog.settings import Settings
+from catalog.storage.ledger import DatabaseLedger
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _open(settings: Settings) -> Services:
                 settings.auth,
                 "no" if settings.auth == "keys" else "some",
             )
-    blobs = Blobs.from_settings(settings)
+    blobs = Blobs.from_settings(settings, DatabaseLedger(database))
     blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
     wakeups = Wakeups(build_celery(settings, only_sends=True))
     database.after_outbox = partial(wakeups.wake, Queue.IO)

@@ -25,6 +25,8 @@ from catalog.blobs import Blobs
 from catalog.db import Database
 from catalog.jobs.repository import Jobs, Unfinished
 from catalog.jobs.states import JobState, Queue
+from catalog.storage.collection import Collection
+from catalog.storage.tables import CollectionRow
 from catalog.totals.metrics import COUNTERS, HISTOGRAMS
 from catalog.totals.repository import Totals
 from catalog.webhooks.deliveries import Deliveries
@@ -42,6 +44,8 @@ class _Snapshot:
     deliveries: Mapping[str, int]
     overdue_seconds: float
     totals: Totals
+    collection: CollectionRow | None
+    now: float
 
 
 class CatalogCollector(Collector):
@@ -64,7 +68,7 @@ class CatalogCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         with self._database.read() as session:
-            jobs, deliveries = Jobs(session), Deliveries(session)
+            jobs, deliveries, collection = Jobs(session), Deliveries(session), Collection(session)
             found = _Snapshot(
                 jobs=jobs.unfinished(),
                 overdue_leases=jobs.overdue_leases(),
@@ -72,10 +76,13 @@ class CatalogCollector(Collector):
                 deliveries=deliveries.under_way(),
                 overdue_seconds=deliveries.overdue_seconds(),
                 totals=Totals(session),
+                collection=collection.state(),
+                now=collection.now(),
             )
         yield from _of_jobs(found)
         yield from self._of_workers(found)
         yield from _of_deliveries(found)
+        yield from _of_store(found.collection, found.now)
         yield from _of_totals(found.totals)
         yield GaugeMetricFamily(
             "levity_staging_free_bytes", "Room on the disk that takes new bytes in.", value=self._blobs.free_bytes()
@@ -136,6 +143,22 @@ def _of_deliveries(found: _Snapshot) -> Iterator[Metric]:
         "For how long the oldest delivery that could be sent has not been, in seconds.",
         value=found.overdue_seconds,
     )
+
+
+def _of_store(collection: CollectionRow | None, now: float) -> Iterator[Metric]:
+    if collection is None or collection.finished_at is None:
+        return
+    for name, documentation, value in (
+        ("levity_store_blobs", "Blobs in the store when it was last looked through.", collection.blobs),
+        ("levity_store_bytes", "Their bytes.", collection.bytes),
+        ("levity_store_unused_bytes", "Bytes that nothing named for a grace period, then.", collection.unused_bytes),
+        (
+            "levity_collection_age_seconds",
+            "Time since the store was last looked through.",
+            now - collection.finished_at,
+        ),
+    ):
+        yield GaugeMetricFamily(name, documentation, value=value)
 
 
 def _of_totals(totals: Totals) -> Iterator[Metric]:

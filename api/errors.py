@@ -72,8 +72,12 @@ STATUS: dict[str, HTTPStatus] = {
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "database_away": HTTPStatus.SERVICE_UNAVAILABLE,
     "not_ready": HTTPStatus.SERVICE_UNAVAILABLE,
+    "bytes_gone": HTTPStatus.SERVICE_UNAVAILABLE,
+    "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
 }
+
+_RETRY_AFTER = {"bytes_gone": "0", "store_unavailable": "5"}
 
 _CODE_OF_STATUS = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -179,7 +183,8 @@ def install(app: FastAPI) -> None:
         return problem_response(request.scope, error)
 
     async def refuse_catalog(request: Request, error: CatalogError) -> JSONResponse:
-        return problem_response(request.scope, RequestError(error.code, error.message))
+        headers = {"retry-after": _RETRY_AFTER[error.code]} if error.code in _RETRY_AFTER else None
+        return problem_response(request.scope, RequestError(error.code, error.message, headers=headers))
 
     async def refuse_http(request: Request, error: HTTPException) -> JSONResponse:
         code = _CODE_OF_STATUS.get(HTTPStatus(error.status_code), "bad_request")

@@ -1,4 +1,4 @@
-"""`python -m catalog migrate`, `keys …`, `tenants …`: what an operator does on the database itself."""
+"""`python -m catalog migrate`, `collect`, `keys …`, `tenants …`: what an operator does on database and store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from catalog.errors import CatalogError
 from catalog.keys.repository import Keys, Tenants
 from catalog.keys.scopes import TENANT_SCOPES, Scope
 from catalog.settings import Settings
+from catalog.storage.commands import add_commands
 from catalog.tenancy import DEFAULT_TENANT, Actor
 from catalog.times import rfc3339
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("levity", description="Tables, keys and tenants, on the database itself.")
+    parser = argparse.ArgumentParser("levity", description="Tables, store, keys and tenants.")
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     of = argparse.ArgumentParser(add_help=False)
     of.add_argument("--tenant", default=DEFAULT_TENANT, help="whose keys (%(default)s)")
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     command = nouns.add_parser("migrate", help="bring the tables to this release's form")
     command.set_defaults(run=_migrate)
 
+    add_commands(nouns)
     keys = nouns.add_parser("keys", help="make, list, rotate, revoke API keys").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )

@@ -2,39 +2,40 @@
 
 Both kinds go through obstore. The local one adds what an object store gives for free: a blob appears whole or not at
 all, and is on disk before anyone is told that it exists.
+
+A blob lies under `sha256/`. One that was collected and came back lies under `again/`, with its generation in its name:
+no name is ever used again once its bytes were given up, so that a removal that comes late removes nothing else. Any
+copy of a blob is as good as another, so readers take the one that they find.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from catalog.errors import DigestMismatch, NotFound, StoreFull
+from catalog.errors import BytesGone, DigestMismatch, NotFound, StoreUnavailable
 from catalog.settings import Settings
+from catalog.storage.copies import Ledger, NoLedger, PartKey, StoredCopy, key_of
+from catalog.storage.files import put_durably, store_error
 
 CHUNK_BYTES = 4 * 2**20
-
-
-@dataclass(frozen=True)
-class PartKey:
-    """Names a stored part. Its hash is in it, so that two senders of one number cannot mix up each other's bytes."""
-
-    upload_id: str
-    number: int
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"uploads/{self.upload_id}/{self.number:06d}-{self.sha256}"
+# Long enough for a server that restarts; who asked is told before a proxy gives up.
+_RETRY = {"max_retries": 5, "retry_timeout": timedelta(seconds=15)}
+_MISSING = (NotFoundError, FileNotFoundError)
+_LAST_TRIES = 4
+_FOLDERS = ("again", *(f"sha256/{first:02x}" for first in range(256)))
+FOLDERS = len(_FOLDERS)
+"""A store is counted folder by folder, by their numbers."""
 
 
 class Blobs:
@@ -45,23 +46,34 @@ class Blobs:
         staging: Local folder for files on their way in or out. With a local store it must be on the same file
             system, so that taking a file in is a rename.
         credentials: Keys of an S3-compatible store, as obstore names them; without them the `AWS_*` variables hold.
+        ledger: Knows which copies count; without it, those of a store from which nothing is ever collected.
     """
 
-    def __init__(self, url: str, staging: Path, *, credentials: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        staging: Path,
+        *,
+        credentials: Mapping[str, str] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         parts = urlsplit(url)
         self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._store: ObjectStore = LocalStore(self._folder)
         else:
-            self._store = from_url(url, **(credentials or {}))  # type: ignore[call-overload]
+            options = {"client_options": _client_options(), "retry_config": _RETRY, **(credentials or {})}
+            self._store = from_url(url, **options)  # type: ignore[call-overload]
+        self._ledger: Ledger = ledger or NoLedger()
         self.staging = staging
         staging.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Blobs:
-        """The store of this deployment."""
-        return cls(settings.resolved_store_url, settings.folder("staging"), credentials=settings.store_credentials)
+    def from_settings(cls, settings: Settings, ledger: Ledger | None = None) -> Blobs:
+        """The store of this deployment; who takes blobs in needs its ledger."""
+        staging = settings.folder("staging")
+        return cls(settings.resolved_store_url, staging, credentials=settings.store_credentials, ledger=ledger)
 
     def adopt(self, path: Path, sha256: str) -> None:
         """Take over a file in whose name `sha256` is known to be right; `path` is gone afterwards.
@@ -70,12 +82,19 @@ class Blobs:
 
         Raises:
             StoreFull: There is no room. `path` still exists.
+            StoreUnavailable: The store does not answer. `path` still exists.
         """
-        if self.exists(sha256):
-            path.unlink()
-            return
-        path.chmod(0o444)
-        self._move_in(path, _key(sha256))
+        size = path.stat().st_size
+        for _ in range(_LAST_TRIES):
+            generation = self._ledger.generation(sha256)
+            key = key_of(sha256, generation)
+            if not self._is_there(key):
+                path.chmod(0o444)
+                self._put(path, key)
+            if self._ledger.note_stored(sha256, generation=generation, size=size):
+                path.unlink()
+                return
+        raise BytesGone(f"Blob {sha256} is given up as often as it is stored; try again.")
 
     def copy_in(self, path: Path, *, expected_sha256: str | None = None) -> tuple[str, int]:
         """Copy a file into the store and return its hash and size; `path` stays.
@@ -125,20 +144,16 @@ class Blobs:
 
     def exists(self, sha256: str) -> bool:
         """Whether the blob is there."""
-        try:
-            obstore.head(self._store, _key(sha256))
-        except (NotFoundError, FileNotFoundError):
-            return False
-        return True
+        return self._find(sha256) is not None
 
     def local_path(self, sha256: str) -> Path | None:
         """The blob's file where the store is a local folder, else None. Never write to it."""
         if self._folder is None:
             return None
-        path = self._folder / _key(sha256)
-        if not path.is_file():
+        found = self._find(sha256)
+        if found is None:
             raise _missing(sha256)
-        return path
+        return self._folder / found[0]
 
     def fetch(self, sha256: str, target: Path) -> None:
         """Write a private copy of the blob to `target`.
@@ -161,23 +176,49 @@ class Blobs:
 
     def read(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The blob's bytes from `start` to before `end`, in chunks."""
-        try:
-            size = obstore.head(self._store, _key(sha256))["size"]
-        except (NotFoundError, FileNotFoundError) as error:
-            raise _missing(sha256) from error
-        stop = size if end is None else min(end, size)
-        while start < stop:
-            upto = min(start + CHUNK_BYTES, stop)
-            yield bytes(obstore.get_range(self._store, _key(sha256), start=start, end=upto))
-            start = upto
+        while True:
+            found = self._find(sha256)
+            if found is None:
+                raise _missing(sha256)
+            key, size = found
+            try:
+                for chunk in self._read_key(key, start, size if end is None else min(end, size)):
+                    yield chunk
+                    start += len(chunk)
+            except _MISSING:
+                # This copy was collected meanwhile; another one may have come.
+                continue
+            return
+
+    def remove(self, sha256: str, generation: int) -> None:
+        """Remove a copy of a blob; nothing happens when it is not there."""
+        self._delete_key(key_of(sha256, generation))
 
     def delete(self, sha256: str) -> None:
-        """Remove the blob; nothing happens when it is not there."""
-        self._delete_key(_key(sha256))
+        """Remove every copy of a blob, whoever may need it: for tests of what happens then."""
+        while (found := self._find(sha256)) is not None:
+            self._delete_key(found[0])
+
+    def copies(self, number: int) -> Iterator[list[StoredCopy]]:
+        """The copies of blobs in one of the store's `FOLDERS`, in batches and no order."""
+        with _answering():
+            for batch in obstore.list(self._store, _FOLDERS[number], chunk_size=1000):
+                yield [copy for copy in map(StoredCopy.of, batch) if copy is not None]
+
+    def has_copy(self, sha256: str, generation: int) -> bool:
+        """Whether this copy of a blob is there."""
+        return self._is_there(key_of(sha256, generation))
+
+    def uploads_with_parts(self) -> list[str]:
+        """Ids of uploads of which parts are stored."""
+        with _answering():
+            prefixes = obstore.list_with_delimiter(self._store, "uploads")["common_prefixes"]
+        return [prefix.rstrip("/").rpartition("/")[2] for prefix in prefixes]
 
     def put_part(self, part: PartKey, path: Path) -> None:
         """Keep a part of an upload until it is assembled; `path` is gone afterwards."""
-        self._move_in(path, str(part))
+        self._put(path, str(part))
+        path.unlink()
 
     def assemble(self, parts: Sequence[PartKey], *, expected_sha256: str | None) -> tuple[str, int]:
         """Join parts in this order to one blob and return its hash and size; the parts stay until `drop_parts`.
@@ -191,15 +232,16 @@ class Blobs:
         def chunks() -> Iterator[bytes]:
             for part in parts:
                 try:
-                    yield from (bytes(chunk) for chunk in obstore.get(self._store, str(part)))
-                except (NotFoundError, FileNotFoundError) as error:
+                    yield from self._read_key(str(part), 0, self._size(str(part)))
+                except _MISSING as error:
                     raise NotFound(f"Part {part.number} of upload {part.upload_id} is gone; send it again.") from error
 
         return self.take_in(chunks(), expected_sha256=expected_sha256)
 
     def drop_parts(self, upload_id: str) -> None:
         """Forget the parts of an upload."""
-        keys = [entry["path"] for batch in obstore.list(self._store, f"uploads/{upload_id}") for entry in batch]
+        with _answering():
+            keys = [entry["path"] for batch in obstore.list(self._store, f"uploads/{upload_id}") for entry in batch]
         for key in keys:
             self._delete_key(key)
         if self._folder is not None:
@@ -211,67 +253,72 @@ class Blobs:
 
     def ping(self) -> None:
         """Raise unless the store answers."""
-        try:
-            obstore.head(self._store, "levity-ping")
-        except (NotFoundError, FileNotFoundError):
-            return
+        self._is_there("levity-ping")
 
-    def _move_in(self, path: Path, key: str) -> None:
-        """Put a file under `key`, durably; `path` is gone afterwards."""
-        if self._folder is None:
-            with path.open("rb") as file:
-                obstore.put(self._store, key, file)
-            path.unlink()
-            return
-        target = self._folder / key
+    def _find(self, sha256: str) -> tuple[str, int] | None:
+        """Key and size of a copy that is there; of the newest where the first is gone."""
+        key = key_of(sha256, 0)
         try:
-            _sync(path, os.O_RDONLY)
-            _make_durable_folder(target.parent)
-            path.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            raise store_error(error) from error
+            return key, self._size(key)
+        except _MISSING:
+            pass
+        with _answering():
+            again = [entry for batch in obstore.list(self._store, f"again/{sha256}") for entry in batch]
+        found = max(again, key=lambda entry: int(entry["path"].rpartition("/")[2]), default=None)
+        return None if found is None else (found["path"], found["size"])
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self._size(key)
+        except _MISSING:
+            return False
+        return True
+
+    def _size(self, key: str) -> int:
+        with _answering():
+            return obstore.head(self._store, key)["size"]
+
+    def _read_key(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        # Range by range also where all is wanted: each is a request of its own, with its own time and its own retries.
+        while start < end:
+            upto = min(start + CHUNK_BYTES, end)
+            with _answering():
+                chunk = bytes(obstore.get_range(self._store, key, start=start, end=upto))
+            yield chunk
+            start = upto
+
+    def _put(self, path: Path, key: str) -> None:
+        """Put a file's bytes under `key`, durably; `path` stays."""
+        if self._folder is None:
+            with path.open("rb") as file, _answering():
+                obstore.put(self._store, key, file)
+            return
+        put_durably(path, self._folder / key)
 
     def _delete_key(self, key: str) -> None:
         try:
-            obstore.delete(self._store, key)
-        except (NotFoundError, FileNotFoundError):
+            with _answering():
+                obstore.delete(self._store, key)
+        except _MISSING:
             return
 
 
-def _key(sha256: str) -> str:
-    # Two levels of folders, so that no folder of a local store grows beyond what tools can list.
-    return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+def _client_options() -> dict[str, str | bool]:
+    # Options that are given here put all of the environment's aside.
+    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes", "on")
+    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": allow_http}
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except _MISSING:
+        raise
+    except BaseError as error:
+        # The text may name the server and the bucket: it goes to the log, with the cause.
+        raise StoreUnavailable("The blob store does not answer; try again later.") from error
 
 
 def _missing(sha256: str) -> NotFound:
     return NotFound(f"There is no blob {sha256}.")
-
-
-def store_error(error: OSError) -> Exception:
-    """What to raise for an error of the file system: `StoreFull` when the disk is, else the error itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull("There is no room left on the server's disk.")
-    return error
-
-
-def _make_durable_folder(folder: Path) -> None:
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True, mode=0o700)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,3 +48,15 @@ class StoreFull(CatalogError):
     """No room for these bytes."""
 
     code = "store_full"
+
+
+class BytesGone(CatalogError):
+    """Bytes that were stored long ago, and that nothing named since, were collected: store them again."""
+
+    code = "bytes_gone"
+
+
+class StoreUnavailable(CatalogError):
+    """The blob store does not answer, or refuses to; what was asked may be asked again."""
+
+    code = "store_unavailable"

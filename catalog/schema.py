@@ -15,6 +15,7 @@ from catalog.jobs.tables import (
 )
 from catalog.keys.tables import ApiKeyRow, TenantRow
 from catalog.models.tables import ModelRow
+from catalog.storage.tables import BlobRow, CollectionRow, RemovalRow
 from catalog.totals.tables import TotalRow
 from catalog.uploads.tables import PartRow, UploadRow
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
@@ -25,6 +26,8 @@ __all__ = [
     "ArtifactRow",
     "AttemptRow",
     "AuditRow",
+    "BlobRow",
+    "CollectionRow",
     "DatasetRow",
     "DeliveryAttemptRow",
     "DeliveryRow",
@@ -34,6 +37,7 @@ __all__ = [
     "JobRow",
     "ModelRow",
     "PartRow",
+    "RemovalRow",
     "StepCacheRow",
     "TenantRow",
     "TotalRow",

@@ -23,6 +23,7 @@ from catalog.webhooks.addresses import Policy
 Auth = Literal["none", "keys"]
 
 MIB = 2**20
+DAY = 24 * 3600
 GIB = 2**30
 
 
@@ -113,6 +114,21 @@ class Settings(BaseSettings):
     """Deliveries are forgotten so long after they ended."""
     max_webhooks: int = Field(default=100, ge=0)
     """Webhooks that hear of all jobs: each event is sent to each."""
+
+    upload_retention_seconds: float = Field(default=7 * DAY, ge=3600)
+    """An upload is forgotten when nothing arrived for so long, or so long after it was complete; models and datasets
+    made from it stay."""
+    idempotency_retention_seconds: float = Field(default=7 * DAY, gt=0)
+    """An Idempotency-Key is remembered for so long."""
+    step_cache_retention_seconds: float = Field(default=30 * DAY, gt=0)
+    """What a step left, or how far it got, is forgotten when no job used it for so long."""
+    job_retention_seconds: float = Field(default=0, ge=0)
+    """Jobs are deleted with their events and artifacts so long after they ended; 0 keeps them until a caller deletes
+    them."""
+    collect_seconds: float = Field(default=3600, ge=0)
+    """How often some worker looks for what is to be forgotten, and for bytes that nothing names; 0 means never."""
+    collect_grace_seconds: float = Field(default=DAY, ge=0)
+    """Bytes are removed when nothing named them for so long. Must be longer than any upload, download or copy."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe messages that are logged."""

@@ -165,7 +165,7 @@ def lay_out_finished_steps(
         finished = list(inputs.keys).index(row.key) + 1
     if finished < len(inputs.keys):
         begun = checkpoint_key(inputs.keys[finished])
-        with database.read() as session:
+        with database.write() as session:
             files = FinishedSteps(session, inputs.tenant).get(begun)
         if files:
             _lay_out_cached(begun, files, blobs, folder, between)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from catalog.db import AWAY, Database
-from catalog.errors import Fenced
+from catalog.errors import Fenced, StoreUnavailable
 from catalog.jobs.effort import Effort
 from catalog.jobs.leases import Claim, Leases
 from catalog.settings import Settings
@@ -142,15 +142,28 @@ class Lease:
 
         return self.patiently(transaction)
 
-    def patiently(self, action: Callable[[], T]) -> T:
-        """Do something with the database; one that is away is asked again until the claim is lost.
+    def patiently(self, action: Callable[[], T], *, store_seconds: float = 300) -> T:
+        """Do something with the database or the store; when one is away it is done again.
+
+        Args:
+            action: May be done twice.
+            store_seconds: How long the store may be away.
 
         Raises:
             Fenced: The claim is lost.
+            StoreUnavailable: The store was away for so long.
+            CancelRequested, TimeLimitReached, WorkerDrains: While the store was away.
         """
+        give_up_at = time.monotonic() + store_seconds
         while True:
             try:
                 return action()
+            except StoreUnavailable as error:
+                logger.warning("store does not answer, job %s waits: %s", self.claim.job_id, error.__cause__)
+                if time.monotonic() >= give_up_at:
+                    raise
+                self.check()
+                time.sleep(_RETRY_SECONDS)
             except AWAY as error:
                 logger.warning("database does not answer, job %s waits: %s", self.claim.job_id, error.orig)
                 if self._surely_lost():

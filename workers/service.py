@@ -14,11 +14,13 @@ from catalog.db import Database
 from catalog.ids import new_id
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
+from catalog.storage.ledger import DatabaseLedger
 from catalog.workers.repository import Workers
 from workers import capabilities
 from workers.alarm import Alarm
 from workers.celery_app import Receiver
 from workers.children import Children
+from workers.collecting import CollectorThread
 from workers.jobs import JobLoop
 from workers.lease import Drain
 from workers.sandbox import Sandbox
@@ -63,10 +65,11 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     threads = 0 if concurrency == 1 else max(1, len(os.sched_getaffinity(0)) // concurrency)
     wakeups = Wakeups(app)
     database.after_outbox = partial(wakeups.wake, Queue.IO)
+    blobs = Blobs.from_settings(settings, DatabaseLedger(database))
     supervisor = Supervisor(
         settings=settings,
         database=database,
-        blobs=Blobs.from_settings(settings),
+        blobs=blobs,
         children=children,
         wakeups=wakeups,
         drain=drain,
@@ -96,9 +99,11 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         slots=concurrency,
         capabilities=capabilities.describe(sandbox, threads=threads, gpu=queue is Queue.GPU),
     )
+    beside: list[Sweeper | CollectorThread | Deliverer] = [sweeper, CollectorThread(settings, database, blobs)]
     deliverer = None
     if queue is Queue.IO:
         deliverer = Deliverer(settings=settings, database=database, drain=drain, worker_id=worker_id)
+        beside.append(deliverer)
 
     def wake() -> None:
         if deliverer is not None:
@@ -107,18 +112,16 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
 
     receiver = Receiver(app, queue, concurrency, wake)
     logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
-    sweeper.start()
-    if deliverer is not None:
-        deliverer.start()
+    for part in beside:
+        part.start()
     try:
         _stop_on_signals(drain, settings.drain_seconds)
         receiver.run()
     finally:
         if not drain.begun.is_set():
             drain.begin(settings.drain_seconds)
-        if deliverer is not None:
-            deliverer.stop()
-        sweeper.stop()
+        for part in reversed(beside):
+            part.stop()
         children.close()
         with database.write() as session:
             Workers(session).forget(worker_id)

@@ -11,7 +11,7 @@ from typing import assert_never
 from catalog.blobs import Blobs
 from catalog.broker import Wakeups
 from catalog.db import Database
-from catalog.errors import DigestMismatch, Fenced, StoreFull
+from catalog.errors import BytesGone, DigestMismatch, Fenced, StoreFull, StoreUnavailable
 from catalog.jobs.leases import Claim, NewArtifact
 from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.step_cache import FinishedSteps
@@ -120,8 +120,8 @@ class Supervisor:
             return self._stop(lease, job, stop)
         except JobFailed as error:
             failure = error
-        except StoreFull as error:
-            failure = JobFailed("store_full", error.message, retryable=True)
+        except (StoreFull, StoreUnavailable, BytesGone) as error:
+            failure = JobFailed(error.code, error.message, retryable=True)
         except Exception as error:
             logger.exception("job %s attempt %d: the worker failed", job.id, lease.claim.attempt)
             message = tidied(f"{type(error).__name__}: {error}", self._children.path_names)
@@ -164,7 +164,7 @@ class Supervisor:
         lease.effort.input_bytes = inputs.size
         child = self._children.take()
         try:
-            request = lay_out(job, inputs, self._blobs, child.folder, lease.check)
+            request = lease.patiently(lambda: lay_out(job, inputs, self._blobs, child.folder, lease.check))
             finished = lease.patiently(
                 lambda: lay_out_finished_steps(inputs, self._database, self._blobs, child.folder, lease.check)
             )
@@ -225,7 +225,7 @@ class Supervisor:
             self._keep_files(lease, child, event, "finished step", obsolete=checkpoint_key(event.key))
             self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
         elif event.key in {checkpoint_key(key) for key in inputs.keys}:
-            # The bytes of the one before stay: a hostile child may have given them those of somebody's model.
+            # The bytes of the one before are left to the collector: they may be those of somebody's model.
             self._keep_files(lease, child, event, "checkpoint")
 
     def _keep_files(
@@ -241,8 +241,11 @@ class Supervisor:
             obsolete: A key that is forgotten once they are kept.
         """
         try:
-            files = store_step(child.folder, event.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes)
-        except (UnsafeFile, StoreFull, OSError) as error:
+            room = self._settings.min_free_bytes
+            files = lease.patiently(
+                lambda: store_step(child.folder, event.folder, self._blobs, min_free_bytes=room), store_seconds=0
+            )
+        except (UnsafeFile, StoreFull, StoreUnavailable, OSError) as error:
             # The job itself can go on without the cache.
             logger.warning("job %s: a %s was not kept: %s", lease.claim.job_id, what, error)
             return
@@ -254,7 +257,10 @@ class Supervisor:
                 if obsolete is not None:
                     finished.drop(obsolete)
 
-        lease.patiently(remember)
+        try:
+            lease.patiently(remember)
+        except BytesGone as error:
+            logger.warning("job %s: a %s was not kept: %s", lease.claim.job_id, what, error)
 
     def _note_step(self, lease: Lease, inputs: Inputs, index: int, *, cached: bool) -> None:
         if inputs.spec is not None:
@@ -289,8 +295,9 @@ class Supervisor:
 
     def _store(self, lease: Lease, child: Child, files: Sequence[ArtifactFile]) -> list[NewArtifact]:
         try:
-            return store_artifacts(
-                files, child.folder, self._blobs, min_free_bytes=self._settings.min_free_bytes, between=lease.check
+            room = self._settings.min_free_bytes
+            return lease.patiently(
+                lambda: store_artifacts(files, child.folder, self._blobs, min_free_bytes=room, between=lease.check)
             )
         except (UnsafeFile, DigestMismatch) as error:
             raise self._misbehaved(child, str(error)) from error

@@ -236,7 +236,9 @@ def list_job_artifacts(job_id: Key, jobs: Jobs) -> Json:
         200: BYTES,
         206: {**BYTES, "description": "The range that was asked for."},
         304: {"description": "The caller has it already."},
-        **problems("job_not_found", "artifact_not_found", "range_not_satisfiable", "invalid_request"),
+        **problems(
+            "job_not_found", "artifact_not_found", "range_not_satisfiable", "invalid_request", "store_unavailable"
+        ),
     },
 )
 @router.head(
@@ -246,7 +248,7 @@ def list_job_artifacts(job_id: Key, jobs: Jobs) -> Json:
     response_class=Response,
     responses={
         200: {"headers": BYTES["headers"]},
-        **problems("job_not_found", "artifact_not_found", "invalid_request"),
+        **problems("job_not_found", "artifact_not_found", "invalid_request", "store_unavailable"),
     },
 )
 def get_job_artifact(job_id: Key, name: Key, request: Request, jobs: Jobs, services: ServicesParameter) -> Response:

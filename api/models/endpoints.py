@@ -79,7 +79,14 @@ async def get_model(model_id: Key, models: Models, services: ServicesParameter, 
         200: BYTES,
         206: {**BYTES, "description": "The range that was asked for."},
         304: {"description": "The caller has it already."},
-        **problems("model_not_found", "model_not_ready", "model_rejected", "range_not_satisfiable", "invalid_request"),
+        **problems(
+            "model_not_found",
+            "model_not_ready",
+            "model_rejected",
+            "range_not_satisfiable",
+            "invalid_request",
+            "store_unavailable",
+        ),
     },
 )
 @router.head(
@@ -89,7 +96,7 @@ async def get_model(model_id: Key, models: Models, services: ServicesParameter, 
     response_class=Response,
     responses={
         200: {"headers": BYTES["headers"]},
-        **problems("model_not_found", "model_not_ready", "model_rejected", "invalid_request"),
+        **problems("model_not_found", "model_not_ready", "model_rejected", "invalid_request", "store_unavailable"),
     },
 )
 def get_model_content(model_id: Key, request: Request, models: Models, services: ServicesParameter) -> Response:

@@ -31,6 +31,8 @@ _RECEIVING = (
     "digest_mismatch",
     "size_mismatch",
     "store_full",
+    "store_unavailable",
+    "bytes_gone",
     "invalid_request",
 )
 
@@ -155,6 +157,8 @@ async def put_upload_part(
         "digest_mismatch",
         "size_mismatch",
         "store_full",
+        "store_unavailable",
+        "bytes_gone",
         body=True,
     ),
 )
@@ -169,7 +173,7 @@ def complete_upload(upload_id: Key, uploads: Uploads, body: CompleteUpload | Non
     summary="Forget an upload",
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
-    responses=problems("upload_not_found", "invalid_request"),
+    responses=problems("upload_not_found", "invalid_request", "store_unavailable"),
 )
 def delete_upload(upload_id: Key, uploads: Uploads) -> Response:
     """Models and datasets that were made from it stay."""

@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request
 
 from api.errors import RequestError
-from catalog.blobs import Blobs, store_error
+from catalog.blobs import Blobs
 from catalog.errors import StoreFull
+from catalog.storage.files import store_error
 
 _BLOCK_BYTES = 2 * 2**20
 _WRITEBACK_BYTES = 8 * 2**20
@@ -43,7 +44,15 @@ class Received:
     sha256: str
 
 
-async def receive(request: Request, path: Path, blobs: Blobs, limits: Limits, threads: CapacityLimiter) -> Received:
+async def receive(
+    request: Request,
+    path: Path,
+    blobs: Blobs,
+    limits: Limits,
+    threads: CapacityLimiter,
+    *,
+    alive: Callable[[], None],
+) -> Received:
     """Write the body to a new file at `path`, which is left to the caller also when this fails.
 
     Two blocks are in memory at most: one that fills and one that is hashed and written.
@@ -54,6 +63,7 @@ async def receive(request: Request, path: Path, blobs: Blobs, limits: Limits, th
         blobs: Knows how much room is left.
         limits: When to give up.
         threads: Bounds how many blocks are written at once, over all uploads.
+        alive: Called now and then as the body arrives, in a thread; may raise to give it up.
 
     Raises:
         RequestError: `upload_too_large`, `size_mismatch` or `upload_stalled`.
@@ -62,7 +72,7 @@ async def receive(request: Request, path: Path, blobs: Blobs, limits: Limits, th
     """
     announced = int(request.headers.get("content-length", 0))
     _check_size(announced, limits)
-    file = _File(path, blobs, limits.min_free_bytes)
+    file = _File(path, blobs, limits.min_free_bytes, alive)
     writing: asyncio.Task[None] | None = None
     try:
         await run_sync(file.open, announced)
@@ -123,11 +133,12 @@ def _size_mismatch(size: int, expected: int) -> RequestError:
 class _File:
     """The file and its hash; every method but `close` may wait for the disk."""
 
-    def __init__(self, path: Path, blobs: Blobs, min_free_bytes: int) -> None:
+    def __init__(self, path: Path, blobs: Blobs, min_free_bytes: int, alive: Callable[[], None]) -> None:
         self.size = 0
         self.digest = hashlib.sha256()
         self._path = path
         self._blobs = blobs
+        self._alive = alive
         self._min_free_bytes = min_free_bytes
         self._descriptor = -1
         self._flushed = 0
@@ -138,6 +149,7 @@ class _File:
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, block: bytearray) -> None:
+        self._alive()
         self.digest.update(block)
         rest = memoryview(block)
         try:

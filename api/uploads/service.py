@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -12,12 +13,15 @@ from api.dependencies import Services
 from api.errors import InvalidField, RequestError
 from api.uploads.receiving import Limits, Received, check_room, receive
 from api.uploads.schemas import CompleteUpload, CreateUpload, part_json, upload_json
-from catalog.blobs import PartKey
 from catalog.db import Json
 from catalog.errors import Conflict, DigestMismatch, NotFound
+from catalog.storage.copies import PartKey
 from catalog.uploads.repository import Uploads
 from catalog.uploads.states import UploadState
 from catalog.uploads.tables import PartRow, UploadRow
+
+# Well below the shortest time after which an upload is forgotten.
+_TOUCH_SECONDS = 600
 
 
 class UploadService:
@@ -56,13 +60,14 @@ class UploadService:
         self._blobs.drop_parts(upload_id)
 
     async def put_content(self, upload_id: str, request: Request, *, sha256: str | None) -> Json:
-        row = await run_sync(self._row, upload_id)
+        row = await run_sync(self._touch, upload_id)
         if row.state == UploadState.COMPLETE and sha256 not in (None, row.sha256):
             raise _other_content(row)
         limits = self._limits(self._settings.max_upload_bytes, expected=row.declared_size)
         staged = self._blobs.new_staging_path()
         try:
-            received = await receive(request, staged, self._blobs, limits, self._writer_threads)
+            alive = self._keep_alive(upload_id)
+            received = await receive(request, staged, self._blobs, limits, self._writer_threads, alive=alive)
             return await run_sync(self._take_content, row, staged, received, sha256)
         finally:
             await run_sync(_remove, staged)
@@ -78,15 +83,19 @@ class UploadService:
         room = await run_sync(self._room_for_part, upload_id, number)
         staged = self._blobs.new_staging_path()
         try:
-            received = await receive(request, staged, self._blobs, self._limits(room), self._writer_threads)
+            alive = self._keep_alive(upload_id)
+            received = await receive(
+                request, staged, self._blobs, self._limits(room), self._writer_threads, alive=alive
+            )
             return await run_sync(self._take_part, upload_id, number, staged, received, sha256)
         finally:
             await run_sync(_remove, staged)
 
     def _room_for_part(self, upload_id: str, number: int) -> int:
-        with self._database.read() as session:
+        with self._database.write() as session:
             uploads = Uploads(session)
             uploads.get_open(upload_id)
+            uploads.touch(upload_id)
             others = sum(part.size for part in uploads.parts(upload_id) if part.number != number)
         return self._settings.max_upload_bytes - others
 
@@ -105,9 +114,9 @@ class UploadService:
         return part_json(row)
 
     def complete(self, upload_id: str, body: CompleteUpload) -> Json:
-        with self._database.read() as session:
+        with self._database.write() as session:
             uploads = Uploads(session)
-            row = uploads.get(upload_id)
+            row = uploads.touch(upload_id)
             known = {part.number: part for part in uploads.parts(upload_id)}
         if row.state == UploadState.COMPLETE:
             if body.sha256 not in (None, row.sha256):
@@ -140,9 +149,21 @@ class UploadService:
             self._metrics.upload_bytes.inc(received.size)
         return self._json(row, ())
 
-    def _row(self, upload_id: str) -> UploadRow:
-        with self._database.read() as session:
-            return Uploads(session).get(upload_id)
+    def _touch(self, upload_id: str) -> UploadRow:
+        with self._database.write() as session:
+            return Uploads(session).touch(upload_id)
+
+    def _keep_alive(self, upload_id: str) -> Callable[[], None]:
+        """What a long body calls as it arrives, so that its upload is not taken for abandoned meanwhile."""
+        due = time.monotonic() + _TOUCH_SECONDS
+
+        def touch() -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _TOUCH_SECONDS
+                self._touch(upload_id)
+
+        return touch
 
     def _limits(self, max_bytes: int, *, expected: int | None = None) -> Limits:
         return Limits(

@@ -13,6 +13,7 @@ from catalog.datasets.tables import DatasetRow
 from catalog.db import Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
+from catalog.storage.ledger import hold
 
 
 class Datasets:
@@ -20,6 +21,7 @@ class Datasets:
         self._session = session
 
     def add(self, *, name: str, sha256: str, size: int, images: Json | None) -> DatasetRow:
+        hold(self._session, [sha256])
         row = DatasetRow(
             id=new_id("dts"),
             name=name,

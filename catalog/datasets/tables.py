@@ -13,7 +13,7 @@ class DatasetRow(Tenanted, Base):
     """Samples that were uploaded, for calibration or evaluation."""
 
     __tablename__ = "datasets"
-    __table_args__ = (Index("ix_datasets_tenant", "tenant", "id"),)
+    __table_args__ = (Index("ix_datasets_tenant", "tenant", "id"), Index("ix_datasets_sha256", "sha256"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(255))

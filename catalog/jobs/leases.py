@@ -24,6 +24,7 @@ from catalog.jobs.tables import ArtifactRow, AttemptRow, JobDatasetRow, JobRow
 from catalog.models.repository import contents
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
+from catalog.storage.ledger import hold
 from catalog.tenancy import DEFAULT_TENANT
 from catalog.totals.metrics import (
     ARTIFACT_BYTES,
@@ -145,6 +146,7 @@ class Leases:
             self.cancelled(claim)
             return JobState.CANCELLED
         job = self._finish(claim, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, result=result, progress=1.0, error=None)
+        hold(self._session, [artifact.sha256 for artifact in artifacts])
         for artifact in artifacts:
             self._session.add(
                 ArtifactRow(
@@ -171,6 +173,7 @@ class Leases:
         job = self._finish(claim, JobState.SUCCEEDED, AttemptOutcome.SUCCEEDED, progress=1.0)
         self._settle_subject(job, ModelState.READY, DatasetState.READY, summary=summary)
         if files and job.kind == JobKind.INSPECT_MODEL:
+            hold(self._session, [file["sha256"] for file in files])
             self._session.execute(update(ModelRow).where(ModelRow.id == job.model_id).values(**contents(files)))
 
     def fail(self, claim: Claim, error: Json, *, retry: bool, backoff_seconds: float = 0) -> JobState:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from catalog.db import Json, db_now
 from catalog.jobs.tables import StepCacheRow
+from catalog.storage.ledger import hold
 
 
 class FinishedSteps:
@@ -20,6 +21,7 @@ class FinishedSteps:
 
     def put(self, key: str, files: Sequence[Json]) -> None:
         """Note what a finished step left; the files' bytes are in the blob store already."""
+        hold(self._session, [file["sha256"] for file in files])
         now = db_now()
         self._session.merge(StepCacheRow(tenant=self._tenant, key=key, files=list(files), created_at=now, used_at=now))
 
@@ -28,9 +30,11 @@ class FinishedSteps:
         self._session.execute(delete(StepCacheRow).where(*self._is(key)))
 
     def get(self, key: str) -> list[Json]:
-        """The files that are noted under a key; none where it is not known."""
-        row = self._session.get(StepCacheRow, (self._tenant, key))
-        return [] if row is None else list(row.files)
+        """The files that are noted under a key, marked as used; none where it is not known."""
+        files = self._session.scalar(
+            update(StepCacheRow).where(*self._is(key)).values(used_at=db_now()).returning(StepCacheRow.files)
+        )
+        return list(files or ())
 
     def longest_prefix(self, keys: Sequence[str]) -> StepCacheRow | None:
         """The last of `keys` (in pipeline order) that is known, marked as used."""

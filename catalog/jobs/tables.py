@@ -125,6 +125,7 @@ class ArtifactRow(Base):
     """A published file of a job."""
 
     __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_sha256", "sha256"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     name: Mapped[str] = mapped_column(String(255), primary_key=True)

@@ -14,6 +14,7 @@ from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
+from catalog.storage.ledger import hold
 
 
 class Models:
@@ -22,6 +23,7 @@ class Models:
 
     def add(self, *, name: str, files: Sequence[Json], source: Json | None = None) -> ModelRow:
         """Note a model; `files` are `{name, sha256, size}`, the graph first; `source` as in the table."""
+        hold(self._session, [file["sha256"] for file in files])
         row = ModelRow(
             id=new_id("mdl"),
             name=name,

@@ -52,6 +52,11 @@ INPUT_BYTES = Counter("levity_input_bytes_total", "Bytes of models and datasets 
 WEBHOOK_ATTEMPTS = Counter(
     "levity_webhook_attempts_total", "Attempts at deliveries, by `delivered` or the error's code.", ("outcome",)
 )
+COLLECTED_BLOBS = Counter(
+    "levity_collected_blobs_total", "Copies of blobs that were removed, for nothing named them.", ()
+)
+COLLECTED_BYTES = Counter("levity_collected_bytes_total", "Bytes of copies of blobs that were removed.", ())
+FORGOTTEN = Counter("levity_forgotten_total", "Rows that were deleted for their age, by what they were.", ("what",))
 WAIT_SECONDS = Histogram(
     "levity_job_wait_seconds", "Time from when a job could be claimed to its claim.", ("kind", "queue"), _SECONDS
 )
@@ -61,5 +66,14 @@ ATTEMPT_SECONDS = Histogram(
 PHASE_SECONDS = Histogram("levity_phase_seconds", "Time that attempts spent in a phase.", ("kind", "phase"), _SECONDS)
 STEP_SECONDS = Histogram("levity_step_seconds", "Time that steps took, in jobs that succeeded.", ("type",), _SECONDS)
 
-COUNTERS = (ATTEMPTS, JOBS_ENDED, ARTIFACT_BYTES, INPUT_BYTES, WEBHOOK_ATTEMPTS)
+COUNTERS = (
+    ATTEMPTS,
+    JOBS_ENDED,
+    ARTIFACT_BYTES,
+    INPUT_BYTES,
+    WEBHOOK_ATTEMPTS,
+    COLLECTED_BLOBS,
+    COLLECTED_BYTES,
+    FORGOTTEN,
+)
 HISTOGRAMS = (WAIT_SECONDS, ATTEMPT_SECONDS, PHASE_SECONDS, STEP_SECONDS)

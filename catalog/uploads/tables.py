@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, String
+from sqlalchemy import BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base
@@ -13,6 +13,7 @@ class UploadRow(Tenanted, Base):
     """Bytes on their way in."""
 
     __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_sha256", "sha256"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
@@ -24,6 +25,8 @@ class UploadRow(Tenanted, Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     """Hash of the complete upload, which is also its name in the blob store."""
     created_at: Mapped[float]
+    active_at: Mapped[float | None]
+    """When something last arrived, or began to; null until then."""
     completed_at: Mapped[float | None]
 
 

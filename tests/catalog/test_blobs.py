@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from catalog.blobs import CHUNK_BYTES, Blobs, PartKey
+from catalog.blobs import CHUNK_BYTES, Blobs
 from catalog.errors import DigestMismatch, NotFound, StoreFull
+from catalog.storage.copies import PartKey
 
 CONTENT = b"0123456789" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
