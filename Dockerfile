@@ -28,12 +28,12 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # Without our sources `pip install .[…]` brings what they need, and is done again only when pyproject.toml or
 # constraints.txt change; then the wheel takes the place of the empty package.
 FROM build AS build-api
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[api,postgres]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[api,postgres,tracing]'
 RUN --mount=from=sources,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
 
 FROM build AS build-worker-io
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[worker,postgres]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[worker,postgres,tracing]'
 RUN --mount=from=sources,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
 
@@ -43,14 +43,14 @@ ARG TORCH_INDEX_URL=""
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ -n "$TORCH_INDEX_URL" ]; then \
     pip install --index-url "$TORCH_INDEX_URL" -c constraints.txt torch torchvision; fi \
-    && pip install -c constraints.txt '.[train,postgres]'
+    && pip install -c constraints.txt '.[train,postgres,tracing]'
 RUN --mount=from=sources,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
 
 FROM build AS build-worker-gpu
 # Both packages of ONNX Runtime hold the module `onnxruntime`; the one with the CUDA provider takes the other's place.
 # Its CUDA libraries are those that torch has brought along.
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[train,postgres]' \
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[train,postgres,tracing]' \
     && pip uninstall --yes onnxruntime && pip install --no-deps -c constraints.txt onnxruntime-gpu
 RUN --mount=from=sources,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl

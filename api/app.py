@@ -13,6 +13,7 @@ from importlib.metadata import version
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 
 from api import errors, health, metrics, openapi
@@ -28,7 +29,7 @@ from api.models.endpoints import router as models_router
 from api.shutdown import notice_signals
 from api.uploads.endpoints import router as uploads_router
 from api.webhooks.endpoints import router as webhooks_router
-from catalog import logs
+from catalog import logs, tracing
 from catalog.blobs import Blobs
 from catalog.db import Database
 from catalog.jobs.states import Queue
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _WRITER_THREADS = 8
 # Far longer than any transfer pauses, on this process's or another's behalf.
 _STAGED_SECONDS = 24 * 3600
+# Asked every few seconds by machines.
+_UNTRACED = ("/livez", "/readyz", "/metrics")
 _DESCRIPTION = """
 Levity takes weight off neural networks. Upload a model and data, post a job that says what to do, and fetch smaller,
 faster files with measured numbers.
@@ -67,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings is None:
         # The process is ours, and so are its logs. Who embeds the application in a process decides about that.
         logs.configure(chosen, "api", text="%(levelname)s %(name)s: %(message)s")
+        tracing.start("levity-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         with notice_signals(services.stopping):
             yield
         await run_sync(services.database.dispose)
+        if settings is None:
+            await run_sync(tracing.stop)
 
     app: FastAPI = FastAPIOffline(
         title="Levity",
@@ -86,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        telemetry=_telemetry(),
     )
     for router in (
         uploads_router,
@@ -104,6 +111,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.openapi = openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
     return app
+
+
+def _telemetry() -> TelemetryConfig:
+    """Spans of requests, where this process is traced; what else FastAPI could tell is counted or logged already."""
+    provider = tracing.provider()
+    return {
+        "tracing": provider is not None,
+        "tracer_provider": provider,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: scope.get("path") in _UNTRACED,
+    }
 
 
 def _open(settings: Settings) -> Services:

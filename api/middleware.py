@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import REQUEST_ID, RequestError, problem_response
 from api.metrics import Metrics
+from catalog import tracing
 from catalog.db import AWAY, out_of_room
 from catalog.logs import bound
 
@@ -53,6 +54,7 @@ class RequestMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         scope[REQUEST_ID] = request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         named = _JOB.match(scope["path"])
+        tracing.current().note(request_id=request_id)
         with bound(request_id=request_id, job_id=named and named[1]):
             await self._answer(scope, receive, send)
 

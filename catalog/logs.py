@@ -40,11 +40,12 @@ _context: ContextVar[dict[str, str | int]] = ContextVar("levity_log_context", de
 _known_secrets: list[str] = []
 
 
-def _no_trace() -> str:
+def no_trace() -> str:
+    """Nothing is traced."""
     return ""
 
 
-trace_id: Callable[[], str] = _no_trace
+trace_id: Callable[[], str] = no_trace
 """Identifier of the trace that is under way, or an empty string; `catalog.tracing` puts its own here."""
 
 

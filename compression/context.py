@@ -6,6 +6,7 @@ All hooks are no-ops by default, so the library runs the same from a notebook, i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +46,11 @@ class Progress(Protocol):
         """
 
 
+class Spans(Protocol):
+    def __call__(self, name: str, /, **attributes: str | bool | float) -> AbstractContextManager[None]:
+        """A context in which a named part of the run is done, for who keeps a trace of it."""
+
+
 class StepCache(Protocol):
     """Finished steps by their key (see `compression.cache`)."""
 
@@ -57,6 +63,10 @@ class StepCache(Protocol):
 
 def _ignore_progress(phase: str, fraction: float, message: str = "") -> None:
     """Nobody listens."""
+
+
+def _no_span(_name: str, /, **_attributes: str | bool | float) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _never_cancelled() -> bool:
@@ -77,6 +87,7 @@ class Context:
         held_bytes: A model with external data of more bytes is not read into memory as a whole, where the steps can
             do without.
         memory_bytes: Memory that the run may count on; 0 for what the machine or the process's limits allow.
+        span: Entered around each step and each other part of the run.
     """
 
     workdir: Path
@@ -87,6 +98,7 @@ class Context:
     step_cache: StepCache | None = None
     held_bytes: int = LARGEST_MESSAGE
     memory_bytes: int = 0
+    span: Spans = field(default=_no_span)
 
     @property
     def memory(self) -> int:

@@ -96,9 +96,10 @@ def run(
         # The verifying process starts first: what it imports is imported while the steps work.
         with Verifier(context.workdir, threads=context.threads) as verifier:
             context.progress("loading", 0.0)
-            loaded = load(model, held_bytes=context.held_bytes)
-            original = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
-            feeds = {role: _feed(source, original, role) for role, source in sources.items()}
+            with context.span("load"):
+                loaded = load(model, held_bytes=context.held_bytes)
+                original = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
+                feeds = {role: _feed(source, original, role) for role, source in sources.items()}
             context.check_cancelled()
             second = None if student is None else load(student)
             hashes = _Hashes(
@@ -118,10 +119,13 @@ def run(
             beside = tuple(path.with_name(name) for name in loaded.external_files) if path == model else ()
             subject = _Subject(path, beside, original, spec, context, feeds, None if second is None else second.model)
             result_model, steps = _apply_all(loaded.model, subject, keys)
-            written = _write_and_verify(result_model, subject, verifier)
-            coded = _code_and_verify(written, subject, verifier)
-        result = _measure(subject, result_model, written, coded, steps, started)
-        return _report(subject, result, hashes, keys)
+            with context.span("verify"):
+                written = _write_and_verify(result_model, subject, verifier)
+                coded = _code_and_verify(written, subject, verifier)
+        with context.span("measure"):
+            result = _measure(subject, result_model, written, coded, steps, started)
+        with context.span("report"):
+            return _report(subject, result, hashes, keys)
     except MemoryError:
         raise CompressionError("out_of_memory", "The run needs more memory than it may use.", retryable=True) from None
     except OSError as error:
@@ -197,7 +201,8 @@ def _apply_all(
         part = context.within(index / len(spec.steps), (index + 1) / len(spec.steps))
         part.progress(_PHASES[step.type], 0.0)
         begun = time.perf_counter()
-        model, details = apply(step, fitted(step, index, model, part), part, subject.material(keys[index]))
+        with context.span(f"step {step.type}", index=index):
+            model, details = apply(step, fitted(step, index, model, part), part, subject.material(keys[index]))
         done.append(Done(type=step.type, seconds=time.perf_counter() - begun, details=details))
         if cache is not None:
             keep(cache, keys[index], context.workdir / "steps" / str(index), model, done)

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from catalog import logs
+from catalog import logs, tracing
 from catalog.db import TablesBehind
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
@@ -32,11 +32,14 @@ def main() -> int:
     logs.configure(
         settings, f"worker-{options.queue}", text=f"%(asctime)s %(levelname)s {options.queue} %(name)s %(message)s"
     )
+    tracing.start("levity-worker")
     try:
         serve(settings, options.queue, concurrency)
     except (CannotServe, SandboxUnavailable, TablesBehind) as error:
         logging.getLogger("workers").error("%s", error)  # noqa: TRY400 - a sentence for the operator, no traceback
         return 1
+    finally:
+        tracing.stop()
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 # Loaded ahead of the job, which would otherwise wait for them midway.
@@ -35,6 +38,8 @@ from workers.protocol import (
     ModelInspected,
     Progressed,
     Request,
+    SpanBegun,
+    SpanEnded,
     StepFinished,
     write_event,
 )
@@ -113,6 +118,8 @@ def _execute(line: int, request: Request, log: _Log) -> Answer:
         step_cache=_ReportedSteps(line, workdir),
         held_bytes=request.held_bytes,
     )
+    if request.traced:
+        context = replace(context, span=_ReportedSpans(line))
     data_sha256 = {role: data.sha256 for role, data in request.data.items()}
     result = run(
         Path(request.model),
@@ -136,6 +143,31 @@ def _inspect_model(model: Path, request: Request) -> ModelInspected:
         return ModelInspected(summary=inspect_model(model, held_bytes=request.held_bytes))
     converted = convert(model, request.source, out, threads=request.threads)
     return ModelInspected(summary=converted.summary, files=tuple(describe(file) for file in converted.files))
+
+
+class _ReportedSpans:
+    """Tells the worker what begins and ends. One thread uses it."""
+
+    def __init__(self, line: int) -> None:
+        self._line = line
+        self._numbers = itertools.count()
+        self._open: list[int] = []
+
+    @contextmanager
+    def __call__(self, name: str, /, **attributes: str | bool | float) -> Iterator[None]:
+        number, parent = next(self._numbers), self._open[-1] if self._open else None
+        begun = SpanBegun(id=number, parent=parent, name=name, at=time.time(), attributes=attributes)
+        _write(self._line, write_event(begun))
+        self._open.append(number)
+        problem = None
+        try:
+            yield
+        except Exception as error:
+            problem = error.code if isinstance(error, CompressionError) else type(error).__name__
+            raise
+        finally:
+            self._open.pop()
+            _write(self._line, write_event(SpanEnded(id=number, at=time.time(), error=problem)))
 
 
 class _ReportedSteps:

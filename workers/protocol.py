@@ -77,6 +77,8 @@ class Request(BaseModel):
     threads: int = 0
     held_bytes: int = LARGEST_MESSAGE
     """External data of more bytes stays in its files, where the steps can do without it in memory."""
+    traced: bool = False
+    """Whether the worker wants to hear of spans."""
 
 
 class _Event(BaseModel):
@@ -96,6 +98,33 @@ class StepFinished(_Event):
     type: Literal["step"] = "step"
     key: str = Field(pattern="^[0-9a-f]{64}$")
     folder: str = Field(max_length=4096)
+
+
+class SpanBegun(_Event):
+    """Something began that a trace shows."""
+
+    type: Literal["span_begun"] = "span_begun"
+    id: int = Field(ge=0, le=2**31)
+    parent: int | None = Field(default=None, ge=0, le=2**31)
+    """The span within which it began, if any."""
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[ -~]+$")
+    at: float = Field(allow_inf_nan=False)
+    """Seconds since 1970."""
+    attributes: dict[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")],
+        bool
+        | Annotated[int, Field(ge=-(10**15), le=10**15)]
+        | Annotated[float, Field(ge=-1e15, le=1e15)]
+        | Annotated[str, Field(max_length=200)],
+    ] = Field(default={}, max_length=8)
+
+
+class SpanEnded(_Event):
+    type: Literal["span_ended"] = "span_ended"
+    id: int = Field(ge=0, le=2**31)
+    at: float = Field(allow_inf_nan=False)
+    error: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")
+    """Code or type of what went wrong."""
 
 
 class Compressed(_Event):
@@ -122,7 +151,7 @@ class Failed(_Event):
     retryable: bool
 
 
-Event = Progressed | StepFinished | Compressed | ModelInspected | DatasetInspected | Failed
+Event = Progressed | StepFinished | SpanBegun | SpanEnded | Compressed | ModelInspected | DatasetInspected | Failed
 Answer = Compressed | ModelInspected | DatasetInspected | Failed
 """Events after which the child has nothing more to say."""
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import assert_never
 
+from catalog import tracing
 from catalog.blobs import Blobs
 from catalog.broker import Wakeups
 from catalog.db import Database
@@ -37,9 +38,12 @@ from workers.protocol import (
     ModelInspected,
     Progressed,
     ProtocolViolation,
+    SpanBegun,
+    SpanEnded,
     StepFinished,
 )
 from workers.publishing import store_artifacts, store_step
+from workers.spans import ChildSpans
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +88,13 @@ class Supervisor:
 
     def run(self, claim: Claim, job: JobRow) -> None:
         """Work on the job until its attempt has ended one way or another. Raises nothing that the job causes."""
-        with bound(job_id=claim.job_id, attempt=claim.attempt, tenant=claim.tenant, request_id=job.request_id):
+        about: dict[str, str | int] = {"job_id": claim.job_id, "attempt": claim.attempt, "tenant": claim.tenant}
+        parent = job.traceparent
+        tracing.note_wait(f"wait {job.queue}", parent=parent, seconds=self._waited(job), **about)
+        with (
+            bound(request_id=job.request_id, **about),
+            tracing.span(f"attempt {job.kind}", parent=parent, kind="consumer", queue=job.queue, **about),
+        ):
             self._run(claim, job)
 
     def _run(self, claim: Claim, job: JobRow) -> None:
@@ -103,6 +113,7 @@ class Supervisor:
                 end = self._end_of(lease, job)
         except Fenced as error:
             logger.warning("job %s attempt %d dropped: %s", claim.job_id, claim.attempt, error)
+            tracing.current().fail("lease_lost")
             return
         logger.info("job %s attempt %d: %s after %.2f s", claim.job_id, claim.attempt, end, time.monotonic() - started)
 
@@ -134,6 +145,7 @@ class Supervisor:
         match stop:
             case CancelRequested():
                 lease.write(lambda leases: leases.cancelled(claim))
+                tracing.current().note(outcome=JobState.CANCELLED)
                 return JobState.CANCELLED
             case TimeLimitReached():
                 error = JobFailed(
@@ -143,9 +155,11 @@ class Supervisor:
                     log_tail=lease.log_tail or _NOTHING_SAID,
                 )
                 lease.write(lambda leases: leases.expire(claim, error.as_json()))
+                tracing.current().fail(error.code)
                 return JobState.EXPIRED
             case WorkerDrains():
                 lease.write(lambda leases: leases.release(claim))
+                tracing.current().note(outcome="released")
                 self._wakeups.wake(self._queue)
                 return "given back"
         assert_never(stop)
@@ -155,6 +169,7 @@ class Supervisor:
         state = lease.write(
             lambda leases: leases.fail(lease.claim, error.as_json(), retry=error.retryable, backoff_seconds=backoff)
         )
+        tracing.current().fail(error.code)
         if state is JobState.QUEUED:
             self._alarm.ring_in(backoff)
         return f"{state} ({error.code})"
@@ -164,33 +179,39 @@ class Supervisor:
         lease.effort.input_bytes = inputs.size
         child = self._children.take()
         try:
-            request = lease.patiently(lambda: lay_out(job, inputs, self._blobs, child.folder, lease.check))
-            finished = lease.patiently(
-                lambda: lay_out_finished_steps(inputs, self._database, self._blobs, child.folder, lease.check)
-            )
-            device = "cuda" if self._queue is Queue.GPU else "cpu"
+            with tracing.span("prepare", input_bytes=inputs.size):
+                request = lease.patiently(lambda: lay_out(job, inputs, self._blobs, child.folder, lease.check))
+                finished = lease.patiently(
+                    lambda: lay_out_finished_steps(inputs, self._database, self._blobs, child.folder, lease.check)
+                )
             surroundings = {
-                "device": device,
+                "device": "cuda" if self._queue is Queue.GPU else "cpu",
                 "threads": self._threads,
                 "held_bytes": self._settings.held_model_bytes,
+                "traced": tracing.active(),
             }
-            child.begin(request.model_copy(update=surroundings))
-            try:
-                answer = self._listen(lease, child, inputs, finished)
-            except (CancelRequested, TimeLimitReached, WorkerDrains):
-                child.terminate(self._settings.grace_seconds)
-                raise
-            except ProtocolViolation as error:
-                raise self._misbehaved(child, str(error)) from error
+            with tracing.span("child", pid=child.pid) as span:
+                spans = ChildSpans(span)
+                child.begin(request.model_copy(update=surroundings))
+                try:
+                    answer = self._listen(lease, child, inputs, finished, spans)
+                except (CancelRequested, TimeLimitReached, WorkerDrains):
+                    child.terminate(self._settings.grace_seconds)
+                    raise
+                except ProtocolViolation as error:
+                    raise self._misbehaved(child, str(error)) from error
+                finally:
+                    spans.close()
             child.kill()
             self._children.prepare()
-            return self._publish(lease, child, answer, job, inputs)
+            with tracing.span("publish"):
+                return self._publish(lease, child, answer, job, inputs)
         finally:
             self._children.dismiss(child)
             lease.log_tail = child.log_tail
             self._children.prepare()
 
-    def _listen(self, lease: Lease, child: Child, inputs: Inputs, finished: int) -> Answer:
+    def _listen(self, lease: Lease, child: Child, inputs: Inputs, finished: int, spans: ChildSpans) -> Answer:
         """Pass on what the child says until it answers."""
         relay = ProgressRelay(lease)
         stored: set[str] = set()
@@ -206,6 +227,8 @@ class Supervisor:
                         relay.update(event)
                     case StepFinished():
                         self._keep(lease, child, inputs, event, stored)
+                    case SpanBegun() | SpanEnded():
+                        spans.hear(event)
                     case Compressed() | ModelInspected() | DatasetInspected():
                         return event
                     case Failed():

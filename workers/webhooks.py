@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from catalog import tracing
 from catalog.db import AWAY, Database
 from catalog.errors import Fenced
 from catalog.logs import bound
@@ -91,12 +92,26 @@ class Deliverer:
         return claims
 
     def _deliver(self, claim: Claim) -> None:
-        with bound(delivery_id=claim.delivery_id, attempt=claim.attempt, job_id=claim.job_id, tenant=claim.tenant):
+        about: dict[str, str | int | None] = {"attempt": claim.attempt, "job_id": claim.job_id, "tenant": claim.tenant}
+        with (
+            bound(delivery_id=claim.delivery_id, **about),
+            tracing.span(
+                "deliver webhook",
+                parent=claim.traceparent,
+                kind="client",
+                delivery_id=claim.delivery_id,
+                webhook_id=claim.webhook_id,
+                **about,
+            ),
+        ):
             self._send(claim)
 
     def _send(self, claim: Claim) -> None:
         try:
             outcome = self._sender.send(claim)
+            tracing.current().note(http_status=outcome.status)
+            if outcome.error_code is not None:
+                tracing.current().fail(outcome.error_code)
             self._settle(claim, outcome)
         except Fenced as error:
             logger.warning("webhook %s dropped: %s", claim.webhook_id, error)

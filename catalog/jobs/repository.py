@@ -25,6 +25,7 @@ from catalog.jobs.tables import (
 from catalog.tenancy import tenant_of
 from catalog.totals.metrics import JOBS_ENDED
 from catalog.totals.repository import count
+from catalog.tracing import traceparent
 from catalog.webhooks.outbox import JobFacts, tell_of_job
 from catalog.webhooks.repository import NewWebhook, Webhooks
 from catalog.webhooks.states import EVENT_OF_STATE
@@ -94,6 +95,7 @@ class Jobs:
             expires_at=None if new.start_within_seconds is None else now + new.start_within_seconds,
             created_at=now,
             request_id=new.request_id,
+            traceparent=traceparent(),
         )
         self._session.add(row)
         self._session.flush()
@@ -240,6 +242,8 @@ class Jobs:
             message="",
             started_at=None,
             finished_at=None,
+            # What follows belongs to this request.
+            traceparent=traceparent() or row.traceparent,
         )
         self._session.refresh(row)
         return row

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from catalog import tracing
 from catalog.db import db_now
 from catalog.errors import Fenced
+from catalog.jobs.tables import JobRow
 from catalog.tenancy import DEFAULT_TENANT
 from catalog.totals.metrics import WEBHOOK_ATTEMPTS
 from catalog.totals.repository import count
@@ -38,6 +40,8 @@ class Claim:
     job_id: str | None = None
     """The job that the event tells of."""
     tenant: str = DEFAULT_TENANT
+    traceparent: str | None = None
+    """The span of the request that began the job; None without tracing."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,13 @@ class Deliveries:
             row.now,
             job_id=row.job_id,
             tenant=webhook.tenant,
+            traceparent=self._traceparent(row.job_id),
         )
+
+    def _traceparent(self, job_id: str | None) -> str | None:
+        if job_id is None or not tracing.active():
+            return None
+        return self._session.scalar(select(JobRow.traceparent).where(JobRow.id == job_id))
 
     def settle(self, claim: Claim, outcome: Outcome, *, disable_after_seconds: float) -> DeliveryState:
         """Write down how the attempt ended, and whether there is another one.
