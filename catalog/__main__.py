@@ -1,4 +1,4 @@
-"""`python -m catalog migrate`, `collect`, `keys …`, `tenants …`: what an operator does on database and store."""
+"""`python -m catalog migrate`, `collect`, `backup`, `keys …` and more: what an operator does on database and store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     database = Database(settings.resolved_database_url, pool_size=1)
     try:
-        database.prepare(migrate=settings.migrate or options.run is _migrate)
+        if not options.empty:
+            database.prepare(migrate=settings.migrate or options.run is _migrate)
         options.run(database, options)
     except (CatalogError, TablesBehind) as error:
         sys.stderr.write(f"{error}\n")
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("levity", description="Tables, store, keys and tenants.")
+    # Whether the database has to be, rather than to have its tables.
+    parser.set_defaults(empty=False)
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     of = argparse.ArgumentParser(add_help=False)
     of.add_argument("--tenant", default=DEFAULT_TENANT, help="whose keys (%(default)s)")

@@ -205,6 +205,11 @@ class Blobs:
             for batch in obstore.list(self._store, _FOLDERS[number], chunk_size=1000):
                 yield [copy for copy in map(StoredCopy.of, batch) if copy is not None]
 
+    def all_copies(self) -> Iterator[list[StoredCopy]]:
+        """The copies of blobs in the whole store, in batches and no order."""
+        for number in range(FOLDERS):
+            yield from self.copies(number)
+
     def has_copy(self, sha256: str, generation: int) -> bool:
         """Whether this copy of a blob is there."""
         return self._is_there(key_of(sha256, generation))

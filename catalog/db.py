@@ -129,6 +129,15 @@ class Database:
             yield session
 
     @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """A session that only reads, whose statements all see one state of the database, also on PostgreSQL."""
+        engine = self._readers
+        if engine.dialect.name == "postgresql":
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+        with TenantSession(engine, actor=self._actor, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """A session that commits at the end, or rolls back when an exception leaves the block."""
         with TenantSession(self._engine, actor=self._actor, expire_on_commit=False) as session:

@@ -1,16 +1,20 @@
-"""`python -m catalog collect`: what an operator does with the store by hand."""
+"""`python -m catalog collect`, `verify`, `backup`, `restore`: what an operator does with the store by hand."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.blobs import Blobs
 from catalog.db import Database
+from catalog.errors import CatalogError
 from catalog.settings import Settings
+from catalog.storage.backup import back_up, restore
 from catalog.storage.collector import Collector
 from catalog.storage.ledger import DatabaseLedger
+from catalog.storage.verification import Verdict, verify
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse gives its class no other name
@@ -21,6 +25,47 @@ def add_commands(commands: Commands) -> None:
     command = commands.add_parser("collect", help="forget what is old, and remove bytes that nothing names")
     command.add_argument("--dry-run", action="store_true", help="only say what there is to do")
     command.set_defaults(run=_collect)
+
+    command = commands.add_parser("verify", help="read all bytes that are named, and say which are missing or wrong")
+    command.add_argument("--quick", action="store_true", help="only look whether they are there")
+    command.set_defaults(run=_verify)
+    command = commands.add_parser("backup", help="copy the database, then the blobs that it names, while all runs")
+    command.add_argument(
+        "folder", type=Path, metavar="DIR", help="new, or with an earlier backup that is brought up to date"
+    )
+    command.set_defaults(run=_back_up)
+    command = commands.add_parser("restore", help="fill an empty database and the store from a backup")
+    command.add_argument("folder", type=Path, metavar="DIR", help="with a backup")
+    command.set_defaults(run=_restore, empty=True)
+
+
+def _verify(database: Database, options: argparse.Namespace) -> None:
+    verdict = verify(database, Blobs.from_settings(Settings()), quick=options.quick)
+    _report(f"{'There' if options.quick else 'Sound'} are", verdict)
+
+
+def _back_up(database: Database, options: argparse.Namespace) -> None:
+    _report("The backup holds", back_up(database, Blobs.from_settings(Settings()), options.folder))
+
+
+def _restore(database: Database, options: argparse.Namespace) -> None:
+    _report("Restored are", restore(database, Blobs.from_settings(Settings()), options.folder))
+
+
+def _report(what: str, verdict: Verdict) -> None:
+    for sha256 in verdict.missing:
+        _say(f"missing {sha256}")
+    for sha256 in verdict.corrupt:
+        _say(f"corrupt {sha256}")
+    _say(f"{what} {_sum(verdict.blobs, verdict.bytes)}.")
+    if not verdict.sound:
+        raise Unsound(f"{len(verdict.missing)} blobs are missing, {len(verdict.corrupt)} are corrupt.")
+
+
+class Unsound(CatalogError):
+    """Bytes are missing or wrong."""
+
+    code = "unsound"
 
 
 def _collect(database: Database, options: argparse.Namespace) -> None:
