@@ -11,7 +11,7 @@ from typing import get_args
 
 import onnx
 
-from compression import providers, publishing
+from compression import gpu, providers, publishing
 from compression._spec_base import DataRole
 from compression.benchmarking.machine import machine_facts
 from compression.benchmarking.measure import measure
@@ -122,6 +122,7 @@ def run(
             with context.span("verify"):
                 written = _write_and_verify(result_model, subject, verifier)
                 coded = _code_and_verify(written, subject, verifier)
+        gpu.release()
         with context.span("measure"):
             result = _measure(subject, result_model, written, coded, steps, started)
         with context.span("report"):

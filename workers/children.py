@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from workers.devices import Device, NoFreeDevice, Reserved
 from workers.files import remove_tree
 from workers.log_tail import LOG_TAIL_BYTES, PathNames, end_of
 from workers.protocol import MAX_LINE_BYTES, REQUEST_FILE, Event, ProtocolViolation, Request, read_event
@@ -32,13 +33,17 @@ class Child:
 
     Attributes:
         folder: Where its job's files go; the child's working directory.
+        device: The CUDA device that it sees, or None.
         path_names: What its owner is shown in place of this machine's paths.
         ended: True once the process has ended and all that it said was heard.
         returncode: As of `subprocess`, once `kill` was called.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, names: PathNames = ()) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], folder: Path, names: PathNames = (), device: Device | None = None
+    ) -> None:
         self.folder = folder
+        self.device = device
         self.path_names: PathNames = ((str(folder), "."), *names)
         self.ended = False
         self.returncode: int | None = None
@@ -168,10 +173,15 @@ class Children:
         warm: How many wait with their imports done.
         refill_at_once: Replace one that is taken at once. Otherwise when a job is done, so that the imports do not
             disturb the job's timings.
+        devices: CUDA devices, of which each child gets one, at least as many as children that are taken at once; None
+            where children compute on the CPU.
     """
 
-    def __init__(self, sandbox: Sandbox, folder: Path, *, warm: int, refill_at_once: bool) -> None:
+    def __init__(
+        self, sandbox: Sandbox, folder: Path, *, warm: int, refill_at_once: bool, devices: Reserved | None = None
+    ) -> None:
         self._sandbox = sandbox
+        self._devices = devices
         self._folder = folder
         self._warm = warm
         self._refill_at_once = refill_at_once
@@ -197,21 +207,18 @@ class Children:
         Raises:
             OSError: No process could be started.
         """
-        while (child := self._next_spare()) is not None:
-            if child.alive():
-                break
-            self.dismiss(child)
-            logger.warning("a waiting child had died, status %s: %s", child.returncode, child.log_tail[-500:])
-        else:
-            child = self._spawner.submit(self._spawn).result()
+        child = self._living_spare() or self._spawner.submit(self._spare_or_new).result()
         if self._refill_at_once:
             self.prepare()
         return child
 
     def dismiss(self, child: Child) -> None:
-        """End a child and delete its folder."""
+        """End a child, delete its folder, and let another have its device."""
         child.kill()
         remove_tree(child.folder)
+        if self._devices is not None and child.device is not None:
+            self._devices.give_back(child.device)
+            child.device = None
 
     def close(self) -> None:
         """End the waiting children."""
@@ -219,6 +226,21 @@ class Children:
         self._spawner.shutdown(cancel_futures=True)
         while (child := self._next_spare()) is not None:
             self.dismiss(child)
+
+    def _living_spare(self) -> Child | None:
+        while (child := self._next_spare()) is not None:
+            if child.alive():
+                return child
+            self.dismiss(child)
+            logger.warning("a waiting child had died, status %s: %s", child.returncode, child.log_tail[-500:])
+        return None
+
+    def _spare_or_new(self) -> Child:
+        # One that was being started meanwhile may have the last device.
+        child = self._living_spare() or self._spawn()
+        if child is None:
+            raise NoFreeDevice("every CUDA device of this worker is taken")
+        return child
 
     def _next_spare(self) -> Child | None:
         with self._lock:
@@ -231,20 +253,31 @@ class Children:
             except OSError:
                 logger.exception("could not start a child")
                 return
+            if child is None:
+                return
             with self._lock:
                 self._spares.append(child)
 
-    def _spawn(self) -> Child:
-        folder = self._folder / str(next(self._numbers))
-        folder.mkdir(mode=0o700, parents=True)
-        command = self._sandbox.command(folder)
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            command.arguments,
-            env=command.environment,
-            cwd=command.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        return Child(process, folder, self._sandbox.path_names)
+    def _spawn(self) -> Child | None:
+        """A new child; None when all devices are taken."""
+        device = None if self._devices is None else self._devices.take()
+        if self._devices is not None and device is None:
+            return None
+        try:
+            folder = self._folder / str(next(self._numbers))
+            folder.mkdir(mode=0o700, parents=True)
+            command = self._sandbox.command(folder, device)
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                command.arguments,
+                env=command.environment,
+                cwd=command.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except BaseException:
+            if self._devices is not None and device is not None:
+                self._devices.give_back(device)
+            raise
+        return Child(process, folder, self._sandbox.path_names, device)

@@ -17,6 +17,7 @@ import numpy.ma
 import numpy.random  # noqa: F401
 import onnxruntime.quantization  # noqa: F401
 
+from compression import gpu
 from compression.coding.decode import decode_file
 from compression.context import Context
 from compression.data import DataSource, inspect_dataset
@@ -26,7 +27,7 @@ from compression.graph.architectures.formats import is_levity
 from compression.graph.inspect import inspect_model
 from compression.pipeline import run
 from compression.publishing import describe
-from workers.failures import is_allocation_failure, out_of_memory
+from workers.failures import gpu_out_of_memory, is_allocation_failure, out_of_memory
 from workers.protocol import (
     CACHE_FOLDER,
     OUT_FOLDER,
@@ -48,12 +49,14 @@ from workers.protocol import (
 def serve(line: int, address_space: int | None) -> None:
     """Answer the request that lies in the working directory on the descriptor `line`."""
     log = _Log()
+    gpu_name = ""
     try:
         request = Request.model_validate_json(Path(REQUEST_FILE).read_bytes())
+        gpu_name = request.gpu
         log.say(request.kind)
         answer: Answer = _execute(line, request, log)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is this job's answer
-        answer = _failure(error, address_space)
+        answer = _failure(error, address_space, gpu_name)
         log.say(f"{answer.code}: {answer.message}")
     _write(line, write_event(answer))
 
@@ -78,9 +81,11 @@ class _Log:
             print(f"[{self._said - self._begun:8.2f} s] {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _failure(error: Exception, address_space: int | None) -> Failed:
+def _failure(error: Exception, address_space: int | None, gpu_name: str) -> Failed:
     # A step that says it has also said what it needed, and what would do.
-    explained = isinstance(error, StepFailed) and error.code == "out_of_memory"
+    explained = isinstance(error, StepFailed) and error.code in ("out_of_memory", gpu.OUT_OF_MEMORY)
+    if gpu.is_out_of_memory(error, on_gpu=bool(gpu_name)) and not explained:
+        return gpu_out_of_memory(gpu_name)
     lacking = is_allocation_failure(error) or (isinstance(error, CompressionError) and error.code == "out_of_memory")
     if lacking and not explained:
         return out_of_memory(address_space)

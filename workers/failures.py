@@ -6,6 +6,7 @@ import re
 import signal
 from dataclasses import dataclass
 
+from compression import gpu
 from workers.protocol import Failed
 
 # How Python, the dynamic linker, ONNX Runtime, its C++ library and numpy say that an allocation failed.
@@ -63,13 +64,29 @@ def out_of_memory(address_space: int | None) -> Failed:
     )
 
 
-def of_dead_child(returncode: int, log_tail: str, address_space: int | None) -> JobFailed:
+def gpu_out_of_memory(gpu_name: str) -> Failed:
+    """What is said when a child could not get the memory it needs on its GPU.
+
+    Args:
+        gpu_name: The device, with its size; may be empty.
+    """
+    device = f"its GPU has ({gpu_name})" if gpu_name else "its GPU has"
+    return Failed(
+        code=gpu.OUT_OF_MEMORY,
+        message=f"The job needs more memory than {device}. Give training.batch_size or the benchmark's batch a lower "
+        "value, send it to the queue cpu, or use a GPU with more memory.",
+        retryable=False,
+    )
+
+
+def of_dead_child(returncode: int, log_tail: str, address_space: int | None, *, gpu_name: str = "") -> JobFailed:
     """Say what ended a child that gave no answer.
 
     Args:
         returncode: As of `subprocess`; bubblewrap reports a signal n as 128 + n.
         log_tail: End of the child's standard error.
         address_space: The child's limit in bytes, or None.
+        gpu_name: The device that it computed on; empty for the CPU.
     """
     number = -returncode if returncode < 0 else returncode - 128
     if number == signal.SIGKILL:
@@ -81,6 +98,9 @@ def of_dead_child(returncode: int, log_tail: str, address_space: int | None) -> 
             log_tail=log_tail,
         )
     # Uncaught, the exception of a C++ library aborts, and Python's ends with status 1.
+    if (number == signal.SIGABRT or returncode == 1) and gpu.says_out_of_memory(log_tail, on_gpu=bool(gpu_name)):
+        answer = gpu_out_of_memory(gpu_name)
+        return JobFailed(answer.code, answer.message, log_tail=log_tail)
     if (number == signal.SIGABRT or returncode == 1) and _ALLOCATION_FAILURE.search(log_tail):
         answer = out_of_memory(address_space)
         return JobFailed(answer.code, answer.message, log_tail=log_tail)

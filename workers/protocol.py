@@ -74,6 +74,8 @@ class Request(BaseModel):
     """Datasets by role."""
     spec: PipelineSpec | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    gpu: str = ""
+    """Name and size of the device, for messages."""
     threads: int = 0
     held_bytes: int = LARGEST_MESSAGE
     """External data of more bytes stays in its files, where the steps can do without it in memory."""

@@ -13,6 +13,8 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from workers.protocol import Limits
 
@@ -42,6 +44,9 @@ def _impose(limits: Limits) -> bool:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != limits.die_with:
             return False
+    # Where memory runs out in a container or on a GPU's host, the kernel is to end this process and not the worker.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_NOFILE, limits.open_files)
     if limits.processes is not None:

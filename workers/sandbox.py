@@ -22,6 +22,7 @@ import compression
 import workers
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
+from workers.devices import Device, device_files
 from workers.log_tail import PathNames, path_names
 from workers.protocol import Limits
 
@@ -103,17 +104,19 @@ class Sandbox:
         logger.warning("bubblewrap does not work here, children are confined by resource limits alone: %s", reason)
         return cls("rlimits", settings, queue)
 
-    def command(self, workdir: Path) -> Command:
-        """How to start a child that works in `workdir`."""
+    def command(self, workdir: Path, device: Device | None = None) -> Command:
+        """How to start a child that works in `workdir`, and of the graphics devices sees `device` alone."""
         limits = Limits(
             address_space=self.memory_limit,
             processes=_MAX_PROCESSES if self.level == "bubblewrap" else None,
             niceness=_NICENESS[self._queue],
             die_with=None if self.level == "bubblewrap" else os.getpid(),
         )
-        return self.wrap([sys.executable, "-P", "-s", "-m", "workers.runner", limits.model_dump_json()], workdir)
+        return self.wrap(
+            [sys.executable, "-P", "-s", "-m", "workers.runner", limits.model_dump_json()], workdir, device
+        )
 
-    def wrap(self, arguments: Sequence[str], workdir: Path) -> Command:
+    def wrap(self, arguments: Sequence[str], workdir: Path, device: Device | None = None) -> Command:
         """Any command, confined like a child."""
         home = _INSIDE if self.level == "bubblewrap" else workdir
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
@@ -125,9 +128,13 @@ class Sandbox:
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(str(folder.parent) for folder in _source_folders())),
             "TMPDIR": "/tmp" if self.level == "bubblewrap" else str(workdir),  # noqa: S108 - private to the child
         }
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device.selector
         if self.level == "bubblewrap":
             here = ["--bind", str(workdir), str(_INSIDE), "--remount-ro", "/", "--chdir", str(_INSIDE)]
-            arguments = [*self._bubblewrap, *here, *arguments]
+            files = device_files(device) if self._queue is Queue.GPU else []
+            shown = [word for file in files for word in ("--dev-bind", str(file), str(file))]
+            arguments = [*self._bubblewrap, *shown, *here, *arguments]
         return Command(arguments, environment, workdir)
 
     def why_not(self) -> str | None:
@@ -173,8 +180,6 @@ class Sandbox:
         for folder in dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), *_source_folders()]):
             arguments += ["--ro-bind", str(folder), str(folder)]
         if self._queue is Queue.GPU:
-            for device in sorted(Path("/dev").glob("nvidia*")):
-                arguments += ["--dev-bind", str(device), str(device)]
             arguments += ["--ro-bind-try", "/sys", "/sys"]
         # Where the data folder lies inside something shown above, an empty folder hides it.
         arguments += ["--tmpfs", str(self._settings.root)] if self._data_is_visible() else []

@@ -21,6 +21,7 @@ from workers.alarm import Alarm
 from workers.celery_app import Receiver
 from workers.children import Children
 from workers.collecting import CollectorThread
+from workers.devices import NoFreeDevice, Reserved, cuda_devices
 from workers.jobs import JobLoop
 from workers.lease import Drain
 from workers.sandbox import Sandbox
@@ -43,18 +44,21 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     """Work on `queue` until a signal says to stop.
 
     Raises:
-        CannotServe: Queue gpu on a machine without a CUDA device.
+        CannotServe: Queue gpu, and this machine has not a free CUDA device for each job at once.
         SandboxUnavailable: The sandbox that `settings` insist on does not work here.
         TablesBehind: The tables are of an older release, and `settings` leave them alone.
     """
-    if queue is Queue.GPU and not capabilities.cuda_devices():
-        raise CannotServe(
-            "Queue gpu needs a CUDA device, and the driver (libcuda.so.1) shows none. Serve queue cpu instead."
-        )
+    devices = _reserve(settings, concurrency) if queue is Queue.GPU else None
     worker_id = new_id("wrk")
     sandbox = Sandbox.choose(settings, queue)
     workspace = Workspace(settings.folder("work"), worker_id)
-    children = Children(sandbox, workspace.folder, warm=settings.warm_children, refill_at_once=queue is Queue.IO)
+    children = Children(
+        sandbox,
+        workspace.folder,
+        warm=settings.warm_children,
+        refill_at_once=queue is Queue.IO,
+        devices=devices,
+    )
     children.prepare()
     # Children warm up while the rest is set up.
     database = Database(settings.resolved_database_url)
@@ -97,7 +101,9 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         queue=queue,
         worker_id=worker_id,
         slots=concurrency,
-        capabilities=capabilities.describe(sandbox, threads=threads, gpu=queue is Queue.GPU),
+        capabilities=capabilities.describe(
+            sandbox, threads=threads, devices=() if devices is None else devices.devices
+        ),
     )
     beside: list[Sweeper | CollectorThread | Deliverer] = [sweeper, CollectorThread(settings, database, blobs)]
     deliverer = None
@@ -127,7 +133,25 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
             Workers(session).forget(worker_id)
         database.dispose()
         workspace.close()
+        if devices is not None:
+            devices.close()
         logger.info("worker %s has stopped", worker_id)
+
+
+def _reserve(settings: Settings, concurrency: int) -> Reserved:
+    """A CUDA device for each job at once."""
+    found = cuda_devices()
+    if not found:
+        raise CannotServe(
+            "Queue gpu needs a CUDA device, and the driver (libcuda.so.1) shows none. Serve queue cpu instead."
+        )
+    try:
+        devices = Reserved(found, concurrency, settings.folder("devices"))
+    except NoFreeDevice as error:
+        raise CannotServe(str(error)) from error
+    for device in devices.devices:
+        logger.info("jobs compute on %s (%s)", device, device.selector)
+    return devices
 
 
 def _stop_on_signals(drain: Drain, drain_seconds: float) -> None:

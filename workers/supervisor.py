@@ -24,6 +24,7 @@ from compression.result import ArtifactFile, PipelineResult
 from compression.signature import DatasetSummary, ModelSummary
 from workers.alarm import Alarm
 from workers.children import Child, Children
+from workers.devices import Device
 from workers.failures import JobFailed, of_dead_child
 from workers.files import UnsafeFile
 from workers.inputs import Inputs, find_inputs, lay_out, lay_out_finished_steps
@@ -186,6 +187,7 @@ class Supervisor:
                 )
             surroundings = {
                 "device": "cuda" if self._queue is Queue.GPU else "cpu",
+                "gpu": _name(child.device),
                 "threads": self._threads,
                 "held_bytes": self._settings.held_model_bytes,
                 "traced": tracing.active(),
@@ -239,7 +241,9 @@ class Supervisor:
             relay.flush_when_due()
             if child.ended:
                 child.kill()
-                raise of_dead_child(child.returncode or 0, child.log_tail, self._memory_limit)
+                raise of_dead_child(
+                    child.returncode or 0, child.log_tail, self._memory_limit, gpu_name=_name(child.device)
+                )
 
     def _keep(self, lease: Lease, child: Child, inputs: Inputs, event: StepFinished, stored: set[str]) -> None:
         """Store a step once, and a checkpoint as often as it comes; what belongs to another job is left alone."""
@@ -339,3 +343,7 @@ class Supervisor:
             f"The job's process answered with something that is not accepted: {what}",
             log_tail=child.log_tail,
         )
+
+
+def _name(device: Device | None) -> str:
+    return "" if device is None else str(device)

@@ -109,8 +109,8 @@ def train(module: nn.Module, lesson: Lesson, spec: Training, context: Context, s
 
     Raises:
         StepFailed: `loss_not_finite` when the loss is NaN or infinite before any epoch could be kept,
-            `nothing_to_train`, `batch_too_small` for batch norms, `optimizer_needs_float32`, or `out_of_memory` with
-            an estimate of what is needed.
+            `nothing_to_train`, `batch_too_small` for batch norms, `optimizer_needs_float32`, or `out_of_memory` or
+            `gpu_out_of_memory` with an estimate of what is needed.
         DataRejected: `dataset_too_small`, `labels_missing` or `labels_invalid`.
         Cancelled: between two steps.
     """
@@ -121,8 +121,9 @@ def train(module: nn.Module, lesson: Lesson, spec: Training, context: Context, s
         except (MemoryError, RuntimeError) as error:
             if not memory.is_allocation_failure(error):
                 raise
+            on_gpu = memory.is_of_gpu(error)
         # Outside the handler: the traceback would keep the tensors of the step that failed.
-        raise run.out_of_memory()
+        raise run.out_of_memory(on_gpu=on_gpu)
 
 
 class _NotFinite(Exception):
@@ -183,8 +184,8 @@ class _Run:
             self._reestimate()
         return TrainingReport(tuple(self._epochs), self._kept_epoch, stopped, tuple(notes))
 
-    def out_of_memory(self) -> StepFailed:
-        """What there is to say when this training could not get the memory it needs."""
+    def out_of_memory(self, *, on_gpu: bool) -> StepFailed:
+        """What there is to say when this training could not get the memory it needs, of its GPU or of the machine."""
         samples = self._lesson.fixed_batch or min(_ESTIMATED_ON, self._batch_size)
         self._optimizer.zero_grad(set_to_none=True)
         try:
@@ -196,7 +197,8 @@ class _Run:
         except (MemoryError, RuntimeError, ValueError):
             each = None  # not even that fits
         fixed = memory.weight_bytes(self._trained, self._spec)
-        return memory.out_of_memory(fixed, each, self._batch_size, memory.limit_bytes(self._context.device))
+        device = "cuda" if on_gpu else "cpu"
+        return memory.out_of_memory(fixed, each, self._batch_size, memory.limit_bytes(device), device=device)
 
     def _epoch(self, epoch: int) -> None:
         lesson, spec = self._lesson, self._spec

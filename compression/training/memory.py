@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from compression import gpu
 from compression.errors import StepFailed
 from compression.training.dataset import TrainingBatch
 from compression.training.objectives import Objective
@@ -21,10 +22,15 @@ _USABLE = 0.8
 
 
 def is_allocation_failure(error: BaseException) -> bool:
-    """Whether torch or Python could not get memory; on a CPU torch has no class of its own for that."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
+    """Whether torch or Python could not get memory, for which torch has no class of its own on a CPU."""
+    if isinstance(error, MemoryError) or is_of_gpu(error):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def is_of_gpu(error: BaseException) -> bool:
+    """Whether an allocation failure is one of a GPU's memory; the machine's may run out beside a GPU too."""
+    return isinstance(error, torch.OutOfMemoryError) or gpu.says_out_of_memory(str(error))
 
 
 def weight_bytes(trained: Iterable[nn.Parameter], spec: Training) -> int:
@@ -63,7 +69,7 @@ def limit_bytes(device: str) -> int:
     return there if allowed == resource.RLIM_INFINITY else min(allowed, there)
 
 
-def out_of_memory(fixed: int, each: int | None, batch_size: int, limit: int) -> StepFailed:
+def out_of_memory(fixed: int, each: int | None, batch_size: int, limit: int, *, device: str = "cpu") -> StepFailed:
     """The error with the estimate, the limit, and the batch size that would fit.
 
     Args:
@@ -71,12 +77,15 @@ def out_of_memory(fixed: int, each: int | None, batch_size: int, limit: int) -> 
         each: Bytes of one sample's activations; None where even that could not be found out.
         batch_size: Samples in a step.
         limit: What `limit_bytes` says.
+        device: Whose memory it is: `cpu`, else a GPU, which has a code of its own.
     """
-    allowed = f"and the limit is {limit / _GIB:.2f} GiB"
-    cure = "Use an optimizer with fewer moments, such as sgd, or a machine with more memory."
+    where = ("the limit is", "machine") if device == "cpu" else ("the GPU has", "GPU")
+    code = "out_of_memory" if device == "cpu" else gpu.OUT_OF_MEMORY
+    allowed = f"and {where[0]} {limit / _GIB:.2f} GiB"
+    cure = f"Use an optimizer with fewer moments, such as sgd, or a {where[1]} with more memory."
     if each is None:
         need = f"Training needs {fixed / _GIB:.2f} GiB for weights, gradients and moments alone, {allowed}."
-        return StepFailed("out_of_memory", f"{need} {cure}")
+        return StepFailed(code, f"{need} {cure}")
     need = (
         f"Training with batches of {batch_size} needs about {(fixed + batch_size * each) / _GIB:.2f} GiB "
         f"({fixed / _GIB:.2f} for weights, gradients and moments, {each / 2**20:.2f} MiB of activations a sample) "
@@ -85,4 +94,4 @@ def out_of_memory(fixed: int, each: int | None, batch_size: int, limit: int) -> 
     fits = int((_USABLE * limit - fixed) // max(each, 1))
     if 1 <= fits < batch_size:
         cure = f"Lower training.batch_size to {fits} or less."
-    return StepFailed("out_of_memory", f"{need} {cure}")
+    return StepFailed(code, f"{need} {cure}")

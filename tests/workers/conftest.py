@@ -23,6 +23,7 @@ from catalog.models.repository import Models
 from catalog.settings import Settings
 from workers.alarm import Alarm
 from workers.children import Children
+from workers.devices import Device
 from workers.lease import Drain
 from workers.sandbox import Command, Level, Sandbox
 from workers.supervisor import Supervisor
@@ -35,8 +36,8 @@ MIB = 2**20
 class StandInSandbox(Sandbox):
     """A sandbox that also shows the children of tests their replaced pipeline."""
 
-    def wrap(self, arguments: Sequence[str], workdir: Path) -> Command:
-        command = super().wrap(arguments, workdir)
+    def wrap(self, arguments: Sequence[str], workdir: Path, device: Device | None = None) -> Command:
+        command = super().wrap(arguments, workdir, device)
         environment = command.environment | {
             "PYTHONPATH": os.pathsep.join([STAND_IN, command.environment["PYTHONPATH"]])
         }

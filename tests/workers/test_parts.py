@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from compression.errors import StepFailed
 from workers.alarm import Alarm
 from workers.failures import is_allocation_failure, of_dead_child
 from workers.files import UnsafeFile, check_plain_name, open_folder, open_regular
@@ -83,6 +84,51 @@ def test_how_a_child_died(returncode, log, code, words):
     assert error.code == code
     assert words in error.message
     assert error.retryable is (code != "out_of_memory")
+
+
+@pytest.mark.parametrize(
+    ("returncode", "gpu", "code"), [(-6, "Card, 8.0 GiB", "gpu_out_of_memory"), (-6, "", "child_crashed")]
+)
+def test_a_child_that_dies_of_its_gpus_memory(returncode, gpu, code):
+    log = "terminate called: bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 123"
+    error = of_dead_child(returncode, log if gpu else "CUDA error: illegal address", None, gpu_name=gpu)
+    assert error.code == code
+    assert gpu in error.message
+    assert error.retryable is (code == "child_crashed")
+
+
+@pytest.mark.parametrize(
+    ("error", "gpu", "code"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), "Card, 8.0 GiB", "gpu_out_of_memory"),
+        (
+            RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 1"),
+            "",
+            "out_of_memory",
+        ),
+        (
+            RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 1"),
+            "Card",
+            "gpu_out_of_memory",
+        ),
+        (
+            StepFailed("benchmark_failed", "'a' does not run: CUDA failure 2: out of memory"),
+            "Card",
+            "gpu_out_of_memory",
+        ),
+        (StepFailed("gpu_out_of_memory", "Lower training.batch_size to 3 or less."), "Card", "gpu_out_of_memory"),
+        (MemoryError(), "Card", "out_of_memory"),
+    ],
+)
+def test_what_a_child_answers_when_memory_is_short(error, gpu, code):
+    from workers.execution import _failure
+
+    failed = _failure(error, None, gpu)
+    assert (failed.code, failed.retryable) == (code, False)
+    if isinstance(error, StepFailed) and error.code == code:
+        assert failed.message == error.message
+    elif code == "gpu_out_of_memory":
+        assert gpu in failed.message
 
 
 def test_an_allocation_failure_is_found_behind_other_errors():

@@ -71,6 +71,27 @@ def test_the_batch_that_fits_is_named():
     assert "machine with more memory" in memory.out_of_memory(2 * 2**30, None, 1, 2**30).message
 
 
+def test_a_gpu_has_a_code_and_words_of_its_own(tmp_path, monkeypatch):
+    class OnFullGpu(Supervised):
+        def loss(self, module, batch):
+            if len(batch) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return super().loss(module, batch)
+
+    spec = Training(batch_size=32)
+    monkeypatch.setattr(memory, "limit_bytes", lambda device: 8 * 2**30 if device == "cuda" else 2**40)
+    lesson = Lesson(blobs(), OnFullGpu(spec, normalized=False))
+    with pytest.raises(StepFailed) as failed:
+        train(network(), lesson, spec, Context(tmp_path), seed=0)
+    # The run is on a CPU here; the error alone says whose memory it was.
+    assert failed.value.code == "gpu_out_of_memory"
+    error = memory.out_of_memory(fixed=2**30, each=2**20, batch_size=4096, limit=2 * 2**30, device="cuda")
+    assert error.code == "gpu_out_of_memory"
+    assert "the GPU has 2.00 GiB" in error.message
+    assert "614 or less" in error.message
+    assert "GPU with more memory" in memory.out_of_memory(2 * 2**30, None, 1, 2**30, device="cuda").message
+
+
 def test_the_limit_is_the_address_space_where_it_is_lowered(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**30, 2**31))
     assert memory.limit_bytes("cpu") == 2**30
