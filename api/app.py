@@ -26,8 +26,10 @@ from api.keys.endpoints import router as keys_router
 from api.metrics import Metrics
 from api.middleware import RequestMiddleware
 from api.models.endpoints import router as models_router
+from api.rate_limits import RateLimitMiddleware
 from api.shutdown import notice_signals
 from api.uploads.endpoints import router as uploads_router
+from api.usage.endpoints import router as usage_router
 from api.webhooks.endpoints import router as webhooks_router
 from catalog import logs, tracing
 from catalog.blobs import Blobs
@@ -101,12 +103,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs_router,
         webhooks_router,
         keys_router,
+        usage_router,
         capabilities_router,
     ):
         app.include_router(router)
     app.include_router(health.router)
     app.include_router(metrics.router)
-    app.add_middleware(AuthenticationMiddleware, auth=chosen.auth)
+    app.add_middleware(RateLimitMiddleware, settings=chosen)
+    app.add_middleware(AuthenticationMiddleware, settings=chosen)
     app.add_middleware(RequestMiddleware, allowed_hosts=chosen.allowed_hosts)
     errors.install(app)
     app.openapi = openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it

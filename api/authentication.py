@@ -22,9 +22,9 @@ from catalog.db import Database
 from catalog.keys.repository import Principal, find_principal, note_use
 from catalog.keys.scopes import EVERYTHING
 from catalog.keys.scopes import Scope as KeyScope
-from catalog.keys.secrets import sha256_of
+from catalog.keys.secrets import KEY_MARK, sha256_of
 from catalog.logs import bound
-from catalog.settings import Auth
+from catalog.settings import Settings
 from catalog.tenancy import DEFAULT_TENANT
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,17 @@ class AuthenticationMiddleware:
 
     Args:
         app: The next application.
-        auth: Whether keys are asked for.
+        settings: Whether keys are asked for, and whose tokens are accepted beside them.
     """
 
-    def __init__(self, app: ASGIApp, *, auth: Auth) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._auth = auth
+        self._auth = settings.auth
+        self._tokens = None
+        if settings.auth == "keys" and settings.oidc_issuer:
+            from api.oidc import Tokens  # noqa: PLC0415 - an extra that few install
+
+            self._tokens = Tokens(settings)
         self._known: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +123,11 @@ class AuthenticationMiddleware:
         known = self._known.get(name)
         if known is not None and known[1] > time.monotonic():
             return known[0]
-        principal = await run_sync(_look_up, database, text) if kind.lower() == "bearer" else None
+        principal: Principal | None = None
+        if kind.lower() == "bearer" and self._tokens is not None and not text.startswith(KEY_MARK):
+            principal = await run_sync(self._tokens.principal, database, text)
+        elif kind.lower() == "bearer":
+            principal = await run_sync(_look_up, database, text)
         if principal is None:
             self._known.pop(name, None)
             raise RequestError(

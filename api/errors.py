@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from catalog.errors import CatalogError
+from catalog.errors import CatalogError, QuotaExceeded
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "levity.request_id"
@@ -27,6 +27,7 @@ STATUS: dict[str, HTTPStatus] = {
     "unauthenticated": HTTPStatus.UNAUTHORIZED,
     "insufficient_scope": HTTPStatus.FORBIDDEN,
     "keys_required": HTTPStatus.FORBIDDEN,
+    "storage_used_up": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "upload_not_found": HTTPStatus.NOT_FOUND,
     "model_not_found": HTTPStatus.NOT_FOUND,
@@ -69,8 +70,12 @@ STATUS: dict[str, HTTPStatus] = {
     "inspection_failed": HTTPStatus.UNPROCESSABLE_ENTITY,
     "labels_out_of_range": HTTPStatus.UNPROCESSABLE_ENTITY,
     "size_mismatch": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "too_many_queued_jobs": HTTPStatus.TOO_MANY_REQUESTS,
+    "worker_time_used_up": HTTPStatus.TOO_MANY_REQUESTS,
     "internal_error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "database_away": HTTPStatus.SERVICE_UNAVAILABLE,
+    "identity_provider_away": HTTPStatus.SERVICE_UNAVAILABLE,
     "not_ready": HTTPStatus.SERVICE_UNAVAILABLE,
     "bytes_gone": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -184,6 +189,8 @@ def install(app: FastAPI) -> None:
 
     async def refuse_catalog(request: Request, error: CatalogError) -> JSONResponse:
         headers = {"retry-after": _RETRY_AFTER[error.code]} if error.code in _RETRY_AFTER else None
+        if isinstance(error, QuotaExceeded) and error.retry_after_seconds is not None:
+            headers = {"retry-after": str(error.retry_after_seconds)}
         return problem_response(request.scope, RequestError(error.code, error.message, headers=headers))
 
     async def refuse_http(request: Request, error: HTTPException) -> JSONResponse:

@@ -17,6 +17,7 @@ from catalog.db import Json, after_commit
 from catalog.errors import Conflict
 from catalog.jobs.repository import Jobs, NewJob
 from catalog.jobs.states import JobKind, Queue
+from catalog.tenants.usage import Quotas
 
 _INSPECTING = "inspecting"
 _REJECTED = "rejected"
@@ -33,6 +34,7 @@ def queue_inspection(
     datasets: Mapping[str, str] | None = None,
 ) -> None:
     """Queue an inspection in the running transaction, and wake a worker when it commits."""
+    Quotas(session).admit_job()
     Jobs(session).add(
         NewJob(
             kind=kind,

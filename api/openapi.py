@@ -19,6 +19,9 @@ _REFERENCE = "#/components/schemas/{model}"
 _ALWAYS = ("host_not_allowed", "internal_error", "database_away")
 _BODY = ("malformed_json", "request_stalled", "body_too_large", "unsupported_media_type", "invalid_request")
 
+OVER_QUOTA = ("too_many_queued_jobs", "worker_time_used_up", "storage_used_up")
+"""What everything that queues work can meet."""
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -93,7 +96,17 @@ def _declare_keys(schema: dict[str, Any]) -> None:
             if scope is not None:
                 operation["security"] = [{"key": [scope.value]}]
                 operation["responses"]["401"] = _response(401, ["unauthenticated"])
-                operation["responses"]["403"] = _response(403, ["insufficient_scope", "keys_required"])
+                operation["responses"]["403"] = _response(
+                    403, ["insufficient_scope", "keys_required", *_codes(operation["responses"].get("403"))]
+                )
+                operation["responses"]["429"] = _response(
+                    429, ["rate_limited", *_codes(operation["responses"].get("429"))]
+                )
+
+
+def _codes(response: dict[str, Any] | None) -> list[str]:
+    """Codes that `_response` declared."""
+    return [] if response is None else list(response["content"][MEDIA_TYPE]["examples"])
 
 
 _LOCATION = {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}

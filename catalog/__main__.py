@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from catalog.db import Database, TablesBehind
 from catalog.errors import CatalogError
-from catalog.keys.repository import Keys, Tenants
+from catalog.keys.repository import Keys
 from catalog.keys.scopes import TENANT_SCOPES, Scope
 from catalog.settings import Settings
-from catalog.storage.commands import add_commands
+from catalog.storage import commands as storage
 from catalog.tenancy import DEFAULT_TENANT, Actor
+from catalog.tenants import commands as tenants
+from catalog.tenants.repository import Tenants
 from catalog.times import rfc3339
 
 _HOUR = 3600
@@ -47,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     command = nouns.add_parser("migrate", help="bring the tables to this release's form")
     command.set_defaults(run=_migrate)
 
-    add_commands(nouns)
+    storage.add_commands(nouns)
+
     keys = nouns.add_parser("keys", help="make, list, rotate, revoke API keys").add_subparsers(
         title="commands", metavar="COMMAND", required=True
     )
@@ -74,14 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("key", metavar="KEY", help="the key's id")
     command.set_defaults(run=_revoke)
 
-    tenants = nouns.add_parser("tenants", help="make and list tenants").add_subparsers(
-        title="commands", metavar="COMMAND", required=True
-    )
-    command = tenants.add_parser("create", help="make a tenant")
-    command.add_argument("tenant", metavar="NAME", help="a short name of a-z, 0-9 and -")
-    command.set_defaults(run=_create_tenant)
-    command = tenants.add_parser("list", help="all tenants")
-    command.set_defaults(run=_list_tenants)
+    tenants.add_commands(nouns)
     return parser
 
 
@@ -91,7 +87,7 @@ def _migrate(_database: Database, _options: argparse.Namespace) -> None:
 
 def _of_tenant(database: Database, options: argparse.Namespace) -> Database:
     with database.read() as session:
-        Tenants(session).check(options.tenant)
+        Tenants(session).get(options.tenant)
     return database.acting(Actor(options.tenant, "operator"))
 
 
@@ -126,18 +122,6 @@ def _revoke(database: Database, options: argparse.Namespace) -> None:
     with _of_tenant(database, options).write() as session:
         Keys(session).revoke(options.key)
     _say(f"{options.key} is revoked.")
-
-
-def _create_tenant(database: Database, options: argparse.Namespace) -> None:
-    with database.write() as session:
-        Tenants(session).add(options.tenant)
-    _say(f"{options.tenant} is there; make its first key: keys create --tenant {options.tenant}")
-
-
-def _list_tenants(database: Database, _options: argparse.Namespace) -> None:
-    with database.read() as session:
-        for row in Tenants(session).all():
-            _say(row.id)
 
 
 def _say(text: str) -> None:

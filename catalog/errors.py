@@ -60,3 +60,17 @@ class StoreUnavailable(CatalogError):
     """The blob store does not answer, or refuses to; what was asked may be asked again."""
 
     code = "store_unavailable"
+
+
+class QuotaExceeded(CatalogError):
+    """More than the tenant may have.
+
+    Args:
+        retry_after_seconds: When it may be worth another try; None where only the tenant can make room.
+    """
+
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_seconds = retry_after_seconds

@@ -13,9 +13,10 @@ from catalog.jobs.tables import (
     JobRow,
     StepCacheRow,
 )
-from catalog.keys.tables import ApiKeyRow, TenantRow
+from catalog.keys.tables import ApiKeyRow
 from catalog.models.tables import ModelRow
 from catalog.storage.tables import BlobRow, CollectionRow, RemovalRow
+from catalog.tenants.tables import TenantRow, UsageRow
 from catalog.totals.tables import TotalRow
 from catalog.uploads.tables import PartRow, UploadRow
 from catalog.webhooks.tables import DeliveryAttemptRow, DeliveryRow, WebhookRow
@@ -42,6 +43,7 @@ __all__ = [
     "TenantRow",
     "TotalRow",
     "UploadRow",
+    "UsageRow",
     "WebhookRow",
     "WorkerRow",
 ]

@@ -56,6 +56,16 @@ class Settings(BaseSettings):
     auth: Auth = "none"
     """`keys`: every request shows an API key. `none`: there are no keys, and only direct requests from this machine are
     answered; what comes through a proxy is refused."""
+    oidc_issuer: str = ""
+    """With `auth: keys`, tokens of this OpenID Connect provider are accepted beside keys (needs `levity[oidc]`)."""
+    oidc_audience: str = "levity"
+    """What a token's `aud` must name."""
+    oidc_tenant_claim: str = "tenant"
+    """The claim that names the tenant, which must exist."""
+    oidc_scope_claim: str = "scope"
+    """The claim with the scopes, a list or a text with blanks; `levity:jobs` is `jobs`, others are ignored."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Requests that a tenant may send in a minute where it has no limit of its own; 0 limits nobody."""
     max_upload_bytes: int = Field(default=16 * GIB, ge=1)
     """Largest upload, in bytes."""
     upload_part_bytes: int = Field(default=16 * MIB, ge=1)

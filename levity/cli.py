@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands, remote)
 
-    for noun, text in (("keys", "make, list, rotate, revoke API keys"), ("tenants", "make and list tenants")):
+    for noun, text in (("keys", "make, list, rotate, revoke API keys"), ("tenants", "make, limit and list tenants")):
         command = commands.add_parser(
             noun, add_help=False, help=f"{text}, on the database of this machine's settings (LEVITY_*)"
         )

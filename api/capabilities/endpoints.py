@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from api.capabilities import service
 from api.capabilities.schemas import Capabilities, Steps
-from api.dependencies import ServicesParameter
+from api.dependencies import Caller, ServicesParameter
 from api.json_body import Json
 from api.openapi import problems
 
@@ -31,5 +31,5 @@ def list_steps() -> Json:
     response_model=Capabilities,
     responses=problems(),
 )
-def get_capabilities(services: ServicesParameter) -> Json:
-    return Json(service.capabilities(services))
+def get_capabilities(services: ServicesParameter, caller: Caller) -> Json:
+    return Json(service.capabilities(services, caller))

@@ -38,8 +38,9 @@ class QueueDescription(Document):
 
 
 class WorkerDescription(Document):
-    id: str
-    host: str
+    id: str | None
+    """Null, as the host, for keys without the scope `metrics`: tenants need not know the operator's machines."""
+    host: str | None
     queue: Queue
     concurrency: int
     capabilities: dict[str, Any]

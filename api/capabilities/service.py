@@ -14,6 +14,8 @@ from api.dependencies import MAX_WAIT_SECONDS, Services
 from api.json_body import MAX_BODY_BYTES
 from catalog.db import Json
 from catalog.jobs.states import Queue
+from catalog.keys.repository import Principal
+from catalog.keys.scopes import Scope
 from catalog.workers.repository import Workers
 from catalog.workers.tables import WorkerRow
 from compression.data_spec import DatasetFormat
@@ -32,8 +34,9 @@ def steps() -> Json:
     }
 
 
-def capabilities(services: Services) -> Json:
+def capabilities(services: Services, caller: Principal) -> Json:
     """What live workers say of themselves, and the limits of this service."""
+    operator = Scope.METRICS in caller.scopes
     settings = services.settings
     with services.database.read() as session:
         workers = Workers(session).alive(seconds=settings.lease_seconds)
@@ -49,8 +52,8 @@ def capabilities(services: Services) -> Json:
         "sandbox": sorted({worker.capabilities["sandbox"] for worker in workers if "sandbox" in worker.capabilities}),
         "workers": [
             {
-                "id": worker.id,
-                "host": worker.host,
+                "id": worker.id if operator else None,
+                "host": worker.host if operator else None,
                 "queue": worker.queue,
                 "concurrency": worker.concurrency,
                 "capabilities": worker.capabilities,

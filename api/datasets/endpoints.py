@@ -15,7 +15,7 @@ from api.datasets.service import DatasetService
 from api.dependencies import Key, PageParameters, RequestId, ServicesParameter, WaitSeconds
 from api.inspection import answer, answer_created
 from api.json_body import Json, JsonRoute
-from api.openapi import CREATED_OR_ACCEPTED, problems
+from api.openapi import CREATED_OR_ACCEPTED, OVER_QUOTA, problems
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=JsonRoute)
 
@@ -36,7 +36,7 @@ Datasets = Annotated[DatasetService, Depends(_service)]
     responses={
         201: {"model": Dataset, **CREATED_OR_ACCEPTED[201]},
         202: CREATED_OR_ACCEPTED[202],
-        **problems("upload_not_found", "upload_incomplete", "inspection_failed", body=True),
+        **problems("upload_not_found", "upload_incomplete", "inspection_failed", *OVER_QUOTA, body=True),
     },
 )
 async def create_dataset(

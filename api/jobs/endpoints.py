@@ -16,7 +16,7 @@ from api.jobs import events
 from api.jobs.schemas import ArtifactList, AttemptList, CreateJob, EventPage, Job, JobPage
 from api.jobs.service import JobService
 from api.json_body import Json, JsonRoute
-from api.openapi import problems
+from api.openapi import OVER_QUOTA, problems
 from api.waiting import wait_until
 from catalog.jobs.states import JobState
 
@@ -61,6 +61,7 @@ Jobs = Annotated[JobService, Depends(_service)]
             "dataset_mismatch",
             "labels_out_of_range",
             "idempotency_key_reused",
+            *OVER_QUOTA,
             body=True,
         ),
     },
@@ -157,6 +158,7 @@ def cancel_job(job_id: Key, jobs: Jobs) -> Json:
             "model_not_ready",
             "dataset_rejected",
             "invalid_request",
+            *OVER_QUOTA,
         ),
     },
 )

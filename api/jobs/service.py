@@ -22,6 +22,7 @@ from catalog.jobs.states import JobKind, JobState, Queue
 from catalog.jobs.tables import ArtifactRow, IdempotencyRow, JobRow
 from catalog.logs import bound
 from catalog.models.repository import Models
+from catalog.tenants.usage import Quotas
 from catalog.workers.repository import Workers
 from compression.spec import PipelineSpec
 
@@ -91,6 +92,7 @@ class JobService:
             request_id=request_id,
             webhook=None if body.webhook is None else job_webhook(body.webhook, self._settings),
         )
+        Quotas(session).admit_job()
         jobs = Jobs(session)
         row = jobs.add(new)
         if binding is not None:
@@ -145,6 +147,7 @@ class JobService:
                 Models(session).get_usable(model_id)
             for dataset_id in sorted(set(jobs.datasets(job_id).values())):
                 Datasets(session).get_usable(dataset_id)
+            Quotas(session).admit_job()
             row = jobs.retry(job_id)
             after_commit(session, partial(self._wakeups.wake, Queue(row.queue)))
             return _job(session, row)

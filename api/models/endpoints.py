@@ -16,7 +16,7 @@ from api.inspection import answer, answer_created
 from api.json_body import Json, JsonRoute
 from api.models.schemas import CreateModel, Model, ModelPage
 from api.models.service import ModelService
-from api.openapi import CREATED_OR_ACCEPTED, problems
+from api.openapi import CREATED_OR_ACCEPTED, OVER_QUOTA, problems
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
 
@@ -37,7 +37,7 @@ Models = Annotated[ModelService, Depends(_service)]
     responses={
         201: {"model": Model, **CREATED_OR_ACCEPTED[201]},
         202: CREATED_OR_ACCEPTED[202],
-        **problems("upload_not_found", "upload_incomplete", "inspection_failed", body=True),
+        **problems("upload_not_found", "upload_incomplete", "inspection_failed", *OVER_QUOTA, body=True),
     },
 )
 async def create_model(

@@ -33,6 +33,7 @@ _RECEIVING = (
     "store_full",
     "store_unavailable",
     "bytes_gone",
+    "storage_used_up",
     "invalid_request",
 )
 
@@ -56,7 +57,7 @@ ContentDigest = Annotated[
     response_model=Upload,
     responses={
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        **problems("upload_too_large", "store_full", body=True),
+        **problems("upload_too_large", "store_full", "storage_used_up", body=True),
     },
 )
 def create_upload(body: CreateUpload, uploads: Uploads) -> Json:
@@ -159,6 +160,7 @@ async def put_upload_part(
         "store_full",
         "store_unavailable",
         "bytes_gone",
+        "storage_used_up",
         body=True,
     ),
 )

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from api.errors import RequestError
 from catalog.blobs import Blobs
-from catalog.errors import StoreFull
+from catalog.errors import QuotaExceeded, StoreFull
 from catalog.storage.files import store_error
 
 _BLOCK_BYTES = 2 * 2**20
@@ -34,6 +34,8 @@ class Limits:
     min_free_bytes: int
     expected_bytes: int | None = None
     """Size that was announced for it."""
+    tenant_bytes: int | None = None
+    """What the tenant may still keep, where that is limited."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ async def receive(
 
     Raises:
         RequestError: `upload_too_large`, `size_mismatch` or `upload_stalled`.
+        QuotaExceeded: `storage_used_up`.
         StoreFull: The disk would be left with less than `min_free_bytes`.
         ClientDisconnect: The caller went away.
     """
@@ -122,6 +125,11 @@ async def _blocks(request: Request, limits: Limits) -> AsyncIterator[bytearray]:
 def _check_size(size: int, limits: Limits) -> None:
     if size > limits.max_bytes:
         raise RequestError("upload_too_large", f"An upload may have {limits.max_bytes} bytes at most.")
+    if limits.tenant_bytes is not None and size > limits.tenant_bytes:
+        raise QuotaExceeded(
+            f"This tenant may keep {max(limits.tenant_bytes, 0)} bytes more; delete uploads, models, datasets or jobs.",
+            code="storage_used_up",
+        )
     if limits.expected_bytes is not None and size > limits.expected_bytes:
         raise _size_mismatch(size, limits.expected_bytes)
 

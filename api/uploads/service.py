@@ -16,6 +16,7 @@ from api.uploads.schemas import CompleteUpload, CreateUpload, part_json, upload_
 from catalog.db import Json
 from catalog.errors import Conflict, DigestMismatch, NotFound
 from catalog.storage.copies import PartKey
+from catalog.tenants.usage import Quotas
 from catalog.uploads.repository import Uploads
 from catalog.uploads.states import UploadState
 from catalog.uploads.tables import PartRow, UploadRow
@@ -46,6 +47,7 @@ class UploadService:
                 )
             check_room(self._blobs, body.size, self._settings.min_free_bytes)
         with self._database.write() as session:
+            Quotas(session).admit_bytes(body.size or 0)
             row = Uploads(session).add(filename=body.filename, size=body.size, sha256=body.sha256)
         return self._json(row, ())
 
@@ -60,10 +62,10 @@ class UploadService:
         self._blobs.drop_parts(upload_id)
 
     async def put_content(self, upload_id: str, request: Request, *, sha256: str | None) -> Json:
-        row = await run_sync(self._touch, upload_id)
+        row, room = await run_sync(self._touch, upload_id)
         if row.state == UploadState.COMPLETE and sha256 not in (None, row.sha256):
             raise _other_content(row)
-        limits = self._limits(self._settings.max_upload_bytes, expected=row.declared_size)
+        limits = self._limits(self._settings.max_upload_bytes, expected=row.declared_size, room=room)
         staged = self._blobs.new_staging_path()
         try:
             alive = self._keep_alive(upload_id)
@@ -80,24 +82,24 @@ class UploadService:
         return self._complete(row.id, received)
 
     async def put_part(self, upload_id: str, number: int, request: Request, *, sha256: str | None) -> Json:
-        room = await run_sync(self._room_for_part, upload_id, number)
+        most, room = await run_sync(self._room_for_part, upload_id, number)
         staged = self._blobs.new_staging_path()
         try:
             alive = self._keep_alive(upload_id)
             received = await receive(
-                request, staged, self._blobs, self._limits(room), self._writer_threads, alive=alive
+                request, staged, self._blobs, self._limits(most, room=room), self._writer_threads, alive=alive
             )
             return await run_sync(self._take_part, upload_id, number, staged, received, sha256)
         finally:
             await run_sync(_remove, staged)
 
-    def _room_for_part(self, upload_id: str, number: int) -> int:
+    def _room_for_part(self, upload_id: str, number: int) -> tuple[int, int | None]:
         with self._database.write() as session:
             uploads = Uploads(session)
             uploads.get_open(upload_id)
             uploads.touch(upload_id)
             others = sum(part.size for part in uploads.parts(upload_id) if part.number != number)
-        return self._settings.max_upload_bytes - others
+            return self._settings.max_upload_bytes - others, Quotas(session).room_bytes()
 
     def _take_part(self, upload_id: str, number: int, staged: Path, received: Received, announced: str | None) -> Json:
         if announced is not None and received.sha256 != announced:
@@ -105,6 +107,7 @@ class UploadService:
         self._blobs.put_part(PartKey(upload_id, number, received.sha256), staged)
         try:
             with self._database.write() as session:
+                Quotas(session).admit_bytes(received.size)
                 row = Uploads(session).put_part(upload_id, number, size=received.size, sha256=received.sha256)
         except (Conflict, NotFound):
             # Completed or deleted meanwhile: nobody would ever ask for the part.
@@ -143,15 +146,17 @@ class UploadService:
                 if row.sha256 != received.sha256:
                     raise _other_content(row)
             else:
+                # Its parts are counted already, what arrived at once is not.
+                Quotas(session).admit_bytes(received.size if count else 0)
                 row = uploads.complete(upload_id, size=received.size, sha256=received.sha256)
         self._blobs.drop_parts(upload_id)
         if count:
             self._metrics.upload_bytes.inc(received.size)
         return self._json(row, ())
 
-    def _touch(self, upload_id: str) -> UploadRow:
+    def _touch(self, upload_id: str) -> tuple[UploadRow, int | None]:
         with self._database.write() as session:
-            return Uploads(session).touch(upload_id)
+            return Uploads(session).touch(upload_id), Quotas(session).room_bytes()
 
     def _keep_alive(self, upload_id: str) -> Callable[[], None]:
         """What a long body calls as it arrives, so that its upload is not taken for abandoned meanwhile."""
@@ -165,12 +170,13 @@ class UploadService:
 
         return touch
 
-    def _limits(self, max_bytes: int, *, expected: int | None = None) -> Limits:
+    def _limits(self, max_bytes: int, *, expected: int | None = None, room: int | None = None) -> Limits:
         return Limits(
             max_bytes=max_bytes,
             idle_seconds=self._settings.upload_idle_seconds,
             min_free_bytes=self._settings.min_free_bytes,
             expected_bytes=expected,
+            tenant_bytes=room,
         )
 
     def _json(self, row: UploadRow, parts: Sequence[PartRow]) -> Json:

@@ -17,8 +17,9 @@ class AuditRow(Tenanted, Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     at: Mapped[float]
-    actor: Mapped[str] = mapped_column(String(40))
-    """A key's id, or `local` without keys, or `operator` for who works on the database itself."""
+    actor: Mapped[str] = mapped_column(String(255))
+    """A key's id, or `local` without keys, or `operator` for who works on the database itself, or `oidc:` and whom a
+    token names."""
     action: Mapped[str] = mapped_column(String(40))
     """Such as `job.created`."""
     subject: Mapped[str] = mapped_column(String(40))

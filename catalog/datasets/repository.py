@@ -33,19 +33,22 @@ class Datasets:
         )
         self._session.add(row)
         self._session.flush()
+        note(self._session, "dataset.created", row.id)
         self._session.refresh(row)
         return row
 
-    def get(self, dataset_id: str, *, lock: bool = False) -> DatasetRow:
-        """The dataset; `lock` keeps others from deleting it until the transaction ends."""
-        row = self._session.get(DatasetRow, dataset_id, with_for_update=lock or None)
+    def get(self, dataset_id: str, *, lock: bool = False, keep: bool = False) -> DatasetRow:
+        """The dataset; `lock` keeps others from using it until the transaction ends, `keep` from deleting it."""
+        # Those who keep it do not wait for each other: many jobs are submitted on one dataset.
+        held = {"read": True, "key_share": True} if keep else lock or None
+        row = self._session.get(DatasetRow, dataset_id, with_for_update=held)
         if row is None:
             raise NotFound(f"There is no dataset {dataset_id}.", code="dataset_not_found")
         return row
 
     def get_usable(self, dataset_id: str) -> DatasetRow:
-        """The dataset, locked; refused when its inspection rejected it."""
-        row = self.get(dataset_id, lock=True)
+        """The dataset, kept; refused when its inspection rejected it."""
+        row = self.get(dataset_id, keep=True)
         if row.state == DatasetState.REJECTED:
             reason = (row.error or {}).get("message", "")
             raise Conflict(f"Dataset {dataset_id} was rejected: {reason}", code="dataset_rejected")

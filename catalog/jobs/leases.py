@@ -9,9 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from sqlalchemy import ColumnElement, and_, func, insert, not_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Integer,
+    ScalarSelect,
+    and_,
+    bindparam,
+    cast,
+    func,
+    insert,
+    not_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
@@ -26,6 +41,8 @@ from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
 from catalog.storage.ledger import hold
 from catalog.tenancy import DEFAULT_TENANT
+from catalog.tenants.tables import TenantRow, UsageRow
+from catalog.tenants.usage import HOUR_SECONDS, charge
 from catalog.totals.metrics import (
     ARTIFACT_BYTES,
     ATTEMPT_SECONDS,
@@ -72,36 +89,12 @@ class Leases:
         self._effort = effort
 
     def claim(self, queue: Queue, *, owner: str, lease_seconds: float) -> tuple[Claim, JobRow] | None:
-        """Take the most urgent job that waits on `queue`, or None when there is none."""
-        next_id = (
-            select(JobRow.id)
-            .where(
-                JobRow.queue == queue,
-                JobRow.state == JobState.QUEUED,
-                JobRow.available_at <= db_now(),
-                not_(_overdue()),
-            )
-            .order_by(JobRow.priority.desc(), JobRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        row = self._session.scalars(
-            update(JobRow)
-            .where(JobRow.id == next_id, JobRow.state == JobState.QUEUED)
-            .values(
-                state=JobState.RUNNING,
-                attempt=JobRow.attempt + 1,
-                attempts_left=JobRow.attempts_left - 1,
-                owner=owner,
-                lease_until=db_now() + lease_seconds,
-                started_at=func.coalesce(JobRow.started_at, db_now()),
-                phase="loading",
-                progress=0.0,
-                message="",
-            )
-            .returning(JobRow)
-        ).one_or_none()
+        """Take the most urgent job that waits on `queue` of the tenant whose turn it is; None when there is none."""
+        values = {"by": owner, "seconds": lease_seconds}
+        row = self._session.scalars(_claim(queue, in_turn=True), values).one_or_none()
+        if row is None:
+            # The tenant's last job may just have gone to somebody else while other tenants' wait.
+            row = self._session.scalars(_claim(queue, in_turn=False), values).one_or_none()
         if row is None:
             return None
         self._session.execute(
@@ -212,6 +205,8 @@ class Leases:
         lost = self._session.scalars(
             select(JobRow)
             .where(JobRow.state == JobState.RUNNING, JobRow.lease_until < db_now())
+            # In one order, since each locks its tenant's usage and two sweeps must not wait for each other.
+            .order_by(JobRow.tenant, JobRow.queue)
             .limit(100)
             .with_for_update(skip_locked=True)
         ).all()
@@ -298,7 +293,7 @@ class Leases:
     def _finish(self, claim: Claim, state: JobState, outcome: AttemptOutcome, **values: object) -> JobRow:
         row = self._write(claim, state=state, finished_at=db_now(), owner=None, lease_until=None, **values)
         error = values.get("error")
-        self._end_attempt(claim, row, outcome, error)
+        self._end_attempt(row, outcome, error)
         count(self._session, JOBS_ENDED, row.kind, row.queue, state)
         append_event(self._session, claim.job_id, state, {"error": error} if error else {})
         return row
@@ -323,21 +318,22 @@ class Leases:
             available_at=db_now() + backoff_seconds,
             attempts_left=JobRow.attempts_left + returned_attempts,
         )
-        self._end_attempt(claim, row, outcome, error)
+        self._end_attempt(row, outcome, error)
         append_event(self._session, claim.job_id, JobState.QUEUED, {"after": str(outcome), "error": error})
 
-    def _end_attempt(self, claim: Claim, job: JobRow, outcome: AttemptOutcome, error: object) -> None:
-        seconds = self._session.scalar(
+    def _end_attempt(self, job: JobRow, outcome: AttemptOutcome, error: object) -> None:
+        started_at, ended_at = self._session.execute(
             update(AttemptRow)
-            .where(AttemptRow.job_id == claim.job_id, AttemptRow.number == claim.attempt)
+            .where(AttemptRow.job_id == job.id, AttemptRow.number == job.attempt)
             .values(ended_at=db_now(), outcome=outcome, error=error)
-            .returning(AttemptRow.ended_at - AttemptRow.started_at)
+            .returning(AttemptRow.started_at, db_now())
             .execution_options(synchronize_session=False)
-        )
+        ).one()
         session, effort = self._session, self._effort
+        charge(session, tenant=job.tenant, queue=job.queue, started_at=started_at, ended_at=ended_at)
         code = str(error["code"]) if isinstance(error, dict) else ""
         count(session, ATTEMPTS, job.kind, job.queue, outcome, code)
-        observe(session, ATTEMPT_SECONDS, job.kind, job.queue, outcome, seconds=seconds or 0.0)
+        observe(session, ATTEMPT_SECONDS, job.kind, job.queue, outcome, seconds=ended_at - started_at)
         if effort is not None:
             observe(session, WAIT_SECONDS, job.kind, job.queue, seconds=effort.waited_seconds)
             count(session, INPUT_BYTES, job.queue, by=effort.input_bytes)
@@ -365,6 +361,77 @@ class Leases:
             self._session.execute(
                 update(DatasetRow).where(DatasetRow.id == subject).values(state=dataset_state, **known)
             )
+
+
+def _claimable(queue: Queue) -> tuple[ColumnElement[bool], ...]:
+    return (
+        JobRow.queue == queue,
+        JobRow.state == JobState.QUEUED,
+        JobRow.available_at <= db_now(),
+        not_(_overdue()),
+    )
+
+
+@cache  # building it takes longer than running it
+def _claim(queue: Queue, *, in_turn: bool) -> ReturningUpdate[JobRow]:
+    """Takes the most urgent job, of the tenant whose turn it is or of any; parameters `by` and `seconds`."""
+    wanted = select(JobRow.id).where(*_claimable(queue))
+    if in_turn:
+        wanted = wanted.where(JobRow.tenant == _next_tenant(queue))
+    next_id = (
+        wanted.order_by(JobRow.priority.desc(), JobRow.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    )
+    return (
+        update(JobRow)
+        .where(JobRow.id == next_id, JobRow.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            attempt=JobRow.attempt + 1,
+            attempts_left=JobRow.attempts_left - 1,
+            owner=bindparam("by"),
+            lease_until=db_now() + bindparam("seconds", type_=Double()),
+            started_at=func.coalesce(JobRow.started_at, db_now()),
+            phase="loading",
+            progress=0.0,
+            message="",
+        )
+        .returning(JobRow)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+
+
+def _next_tenant(queue: Queue) -> ScalarSelect[str]:
+    """Whose turn it is on `queue`: the tenant with the fewest running jobs for its share, and among equals the one that
+    had least of the workers' time in the last two hours or three.
+
+    Priorities order a tenant's own jobs: they must not let one tenant pass all others.
+    """
+    running = (
+        select(func.count())
+        .where(JobRow.queue == queue, JobRow.state == JobState.RUNNING, JobRow.tenant == TenantRow.id)
+        .scalar_subquery()
+    )
+    # In a select of its own it is computed once, and serves to look into the index.
+    since = select(cast(db_now() / HOUR_SECONDS - 2, Integer)).scalar_subquery()
+    recent = (
+        select(func.coalesce(func.sum(UsageRow.seconds), 0.0))
+        .where(UsageRow.tenant == TenantRow.id, UsageRow.queue == queue, UsageRow.hour >= since)
+        .scalar_subquery()
+    )
+    first = (
+        select(JobRow.id)
+        .where(*_claimable(queue), JobRow.tenant == TenantRow.id)
+        .order_by(JobRow.priority.desc(), JobRow.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        select(TenantRow.id)
+        .where(first.is_not(None))
+        .order_by(running / TenantRow.share, recent / TenantRow.share, first)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def _overdue() -> ColumnElement[bool]:

@@ -76,7 +76,7 @@ class Jobs:
         self._session = session
 
     def add(self, new: NewJob) -> JobRow:
-        now = db_now()
+        wait = new.start_within_seconds
         row = JobRow(
             id=new_id("job"),
             kind=new.kind,
@@ -90,10 +90,9 @@ class Jobs:
             state=JobState.QUEUED,
             attempts_left=new.max_attempts,
             max_attempts=new.max_attempts,
-            available_at=now,
             time_limit_seconds=new.time_limit_seconds,
-            expires_at=None if new.start_within_seconds is None else now + new.start_within_seconds,
-            created_at=now,
+            expires_at=None if wait is None else db_now() + wait,
+            last_event=1,
             request_id=new.request_id,
             traceparent=traceparent(),
         )
@@ -103,10 +102,10 @@ class Jobs:
             self._session.add(JobDatasetRow(job_id=row.id, role=role, dataset_id=dataset_id))
         if new.webhook is not None:
             Webhooks(self._session).add(new.webhook, job_id=row.id)
-        append_event(self._session, row.id, JobState.QUEUED, {})
+        _record(self._session, row.id, 1, at=row.created_at, type_=JobState.QUEUED, attempt=0, data={})
         if new.kind == JobKind.COMPRESS:
             note(self._session, "job.created", row.id)
-        self._session.refresh(row)
+            tell_of_job(self._session, _facts(row), now=row.created_at)
         return row
 
     def remember_key(self, key: str, *, body_sha256: str, job_id: str) -> IdempotencyRow | None:
@@ -315,12 +314,16 @@ def append_event(session: Session, job_id: str, type_: str, data: Json) -> int:
         .returning(*_TOLD, JobRow.kind, JobRow.last_event, db_now().label("now"))
         .execution_options(synchronize_session=False)
     ).one()
-    session.execute(
-        insert(EventRow).values(
-            job_id=job_id, seq=job.last_event, at=job.now, type=str(type_), attempt=job.attempt, data=data
-        )
-    )
+    _record(session, job_id, job.last_event, at=job.now, type_=type_, attempt=job.attempt, data=data)
     if job.kind == JobKind.COMPRESS and type_ in EVENT_OF_STATE:
-        facts = JobFacts(**{column.key: getattr(job, column.key) for column in _TOLD})
-        tell_of_job(session, facts, now=job.now)
+        tell_of_job(session, _facts(job), now=job.now)
     return int(job.last_event)
+
+
+def _record(session: Session, job_id: str, seq: int, *, at: float, type_: str, attempt: int, data: Json) -> None:
+    session.execute(insert(EventRow).values(job_id=job_id, seq=seq, at=at, type=str(type_), attempt=attempt, data=data))
+
+
+def _facts(job: object) -> JobFacts:
+    """What webhooks are told of a job: `job` has its columns."""
+    return JobFacts(**{column.key: getattr(job, column.key) for column in _TOLD})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from catalog.db import Base, Json
+from catalog.db import Base, Json, db_now
 from catalog.tenancy import DEFAULT_TENANT, Tenanted
 
 _UNFINISHED = text("state IN ('queued', 'running')")
@@ -15,8 +15,9 @@ class JobRow(Tenanted, Base):
     """One run of a pipeline on a model, or the inspection of an upload."""
 
     __tablename__ = "jobs"
+    # What the database sets, its clock above all, comes back with the insert.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012 - SQLAlchemy's form
     __table_args__ = (
-        Index("ix_jobs_claim", "queue", "state", "priority", "id"),
         Index("ix_jobs_lease", "state", "lease_until"),
         Index("ix_jobs_list", "kind", "state", "id"),
         Index("ix_jobs_model_id", "model_id"),
@@ -58,13 +59,13 @@ class JobRow(Tenanted, Base):
     max_attempts: Mapped[int]
     owner: Mapped[str | None] = mapped_column(String(80))
     lease_until: Mapped[float | None]
-    available_at: Mapped[float]
+    available_at: Mapped[float] = mapped_column(default=db_now())
     """Not claimed before this time: back-off between attempts."""
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     time_limit_seconds: Mapped[float]
     expires_at: Mapped[float | None]
     """A job that has not started by then expires."""
-    created_at: Mapped[float]
+    created_at: Mapped[float] = mapped_column(default=db_now())
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     error: Mapped[Json | None]
@@ -76,6 +77,10 @@ class JobRow(Tenanted, Base):
     request_id: Mapped[str] = mapped_column(String(64), default="")
     traceparent: Mapped[str | None] = mapped_column(String(64))
     """The request's span (W3C Trace Context), which attempts continue; null without tracing."""
+
+
+# In the order in which a tenant's jobs are claimed.
+Index("ix_jobs_claim", JobRow.queue, JobRow.state, JobRow.tenant, JobRow.priority.desc(), JobRow.id)
 
 
 class JobDatasetRow(Base):

@@ -1,8 +1,7 @@
-"""All SQL about tenants and API keys."""
+"""All SQL about API keys."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +10,13 @@ from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
 from catalog.db import db_now, newest_first, read_clock
-from catalog.errors import CatalogError, Conflict, NotFound
+from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.keys.scopes import Scope
 from catalog.keys.secrets import matches, new_key, prefix_of
-from catalog.keys.tables import ApiKeyRow, TenantRow
+from catalog.keys.tables import ApiKeyRow
+from catalog.tenants.tables import TenantRow
 
-_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _LAST_USED_STEP_SECONDS = 300
 
 
@@ -28,32 +27,8 @@ class Principal:
     tenant: str
     key_id: str
     scopes: frozenset[Scope]
-
-
-class Tenants:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def add(self, tenant: str) -> TenantRow:
-        if _TENANT.fullmatch(tenant) is None:
-            raise CatalogError(
-                f"A tenant's name has up to 40 of a-z, 0-9 and -, not {tenant!r}.", code="bad_tenant_name"
-            )
-        if self._session.get(TenantRow, tenant) is not None:
-            raise Conflict(f"There is a tenant {tenant} already.", code="tenant_exists")
-        row = TenantRow(id=tenant, created_at=db_now())
-        self._session.add(row)
-        self._session.flush()
-        self._session.refresh(row)
-        return row
-
-    def check(self, tenant: str) -> None:
-        """Refuse a name that no tenant has."""
-        if self._session.get(TenantRow, tenant) is None:
-            raise NotFound(f"There is no tenant {tenant}.", code="tenant_not_found")
-
-    def all(self) -> Sequence[TenantRow]:
-        return self._session.scalars(select(TenantRow).order_by(TenantRow.id)).all()
+    requests_per_minute: int | None = None
+    """The tenant's own limit, where it has one."""
 
 
 class Keys:
@@ -140,14 +115,16 @@ def find_principal(session: Session, text: str) -> tuple[Principal, bool] | None
     if prefix is None:
         return None
     found = session.execute(
-        select(ApiKeyRow, _STALE.label("stale")).where(ApiKeyRow.prefix == prefix, *_VALID)
+        select(ApiKeyRow, TenantRow.requests_per_minute, _STALE.label("stale"))
+        .join(TenantRow, TenantRow.id == ApiKeyRow.tenant)
+        .where(ApiKeyRow.prefix == prefix, *_VALID)
     ).one_or_none()
     if found is None:
         return None
-    row, stale = found
+    row, requests_per_minute, stale = found
     if not matches(text, row.sha256):
         return None
-    return Principal(row.tenant, row.id, frozenset(map(Scope, row.scopes))), bool(stale)
+    return Principal(row.tenant, row.id, frozenset(map(Scope, row.scopes)), requests_per_minute), bool(stale)
 
 
 def note_use(session: Session, key_id: str) -> None:

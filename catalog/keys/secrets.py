@@ -13,6 +13,8 @@ import secrets
 from dataclasses import dataclass, field
 from hmac import compare_digest
 
+KEY_MARK = "lv_"
+"""What every key begins with."""
 _FORM = re.compile(r"lv_([0-9a-f]{12})_[A-Za-z0-9_-]{43}", re.ASCII)
 
 

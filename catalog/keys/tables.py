@@ -1,4 +1,4 @@
-"""Tables of tenants and their API keys."""
+"""The table of API keys."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from catalog.db import Base
 from catalog.tenancy import Tenanted
-
-
-class TenantRow(Base):
-    """Who owns things. An operator makes them; callers cannot."""
-
-    __tablename__ = "tenants"
-
-    id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    """A short name that the operator chose."""
-    created_at: Mapped[float]
 
 
 class ApiKeyRow(Tenanted, Base):

@@ -34,19 +34,22 @@ class Models:
         )
         self._session.add(row)
         self._session.flush()
+        note(self._session, "model.created", row.id)
         self._session.refresh(row)
         return row
 
-    def get(self, model_id: str, *, lock: bool = False) -> ModelRow:
-        """The model; `lock` keeps others from deleting it until the transaction ends."""
-        row = self._session.get(ModelRow, model_id, with_for_update=lock or None)
+    def get(self, model_id: str, *, lock: bool = False, keep: bool = False) -> ModelRow:
+        """The model; `lock` keeps others from using it until the transaction ends, `keep` from deleting it."""
+        # Those who keep it do not wait for each other: many jobs are submitted on one model.
+        held = {"read": True, "key_share": True} if keep else lock or None
+        row = self._session.get(ModelRow, model_id, with_for_update=held)
         if row is None:
             raise NotFound(f"There is no model {model_id}.", code="model_not_found")
         return row
 
     def get_usable(self, model_id: str) -> ModelRow:
-        """The model, locked; refused when its inspection rejected it, or has not made its graph yet."""
-        row = self.get(model_id, lock=True)
+        """The model, kept; refused when its inspection rejected it, or has not made its graph yet."""
+        row = self.get(model_id, keep=True)
         if row.state == ModelState.REJECTED:
             raise self._rejected(row)
         if row.state == ModelState.INSPECTING and row.source is not None:

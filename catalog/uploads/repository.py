@@ -31,6 +31,7 @@ class Uploads:
         )
         self._session.add(row)
         self._session.flush()
+        note(self._session, "upload.created", row.id)
         self._session.refresh(row)
         return row
 

@@ -105,6 +105,7 @@ class Webhooks:
             )
         if values.get("enabled") is False and row.enabled:
             disable(self._session, row.id, DisabledCode.BY_CALLER)
+        note(self._session, "webhook.changed", row.id)
         self._session.refresh(row)
         return row
 
@@ -119,6 +120,7 @@ class Webhooks:
                 previous_secret_until=db_now() + overlap_seconds,
             )
         )
+        note(self._session, "webhook.rotated", row.id)
         self._session.refresh(row)
         return row
 
@@ -130,6 +132,7 @@ class Webhooks:
     def ping(self, webhook_id: str) -> DeliveryRow:
         """Send a test event."""
         row = self.get_enabled(webhook_id)
+        note(self._session, "webhook.tested", webhook_id)
         return outbox.ping(self._session, row, now=read_clock(self._session))
 
     def delivery(self, webhook_id: str, delivery_id: str, *, lock: bool = False) -> DeliveryRow:
@@ -179,6 +182,7 @@ class Webhooks:
                 finished_at=None,
             )
         )
+        note(self._session, "delivery.replayed", delivery_id)
         note_outbox(self._session)
         self._session.refresh(row)
         return row

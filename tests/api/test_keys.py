@@ -11,12 +11,13 @@ from catalog.db import db_now
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.jobs.tables import JobRow
 from catalog.keys import secrets
-from catalog.keys.repository import Keys, Tenants
+from catalog.keys.repository import Keys
 from catalog.keys.scopes import EVERYTHING, Scope
 from catalog.keys.tables import ApiKeyRow
 from catalog.models.tables import ModelRow
 from catalog.settings import Settings
 from catalog.tenancy import Actor
+from catalog.tenants.repository import Tenants
 from tests.api.conftest import own_database
 from tests.api.harness import SIGNATURE, assert_problem, serve
 
@@ -208,7 +209,7 @@ def test_announcing_anothers_hash_gives_none_of_its_bytes(keyed, ours, theirs):
 
 def test_a_finished_step_is_shared_within_a_tenant_only(keyed):
     with keyed.database.write() as session:
-        FinishedSteps(session, "ours").put("k" * 64, [{"name": "x"}])
+        FinishedSteps(session, "ours").put("k" * 64, [{"name": "x", "sha256": "0" * 64}])
         assert FinishedSteps(session, "theirs").get("k" * 64) == []
         assert FinishedSteps(session, "theirs").longest_prefix(["k" * 64]) is None
         assert FinishedSteps(session, "ours").longest_prefix(["k" * 64]).tenant == "ours"
@@ -313,7 +314,7 @@ def test_what_is_done_is_written_down(keyed, ours):
     assert [entry["action"] for entry in entries] == ["job.deleted", "job.cancelled", "job.created"]
     assert entries[1]["request_id"] == "cancel-1"
     upload = caller("GET", "/v1/audit", params={"subject": ids["upload_id"]}).json()["items"]
-    assert [entry["action"] for entry in upload] == ["upload.deleted"]
+    assert [entry["action"] for entry in upload] == ["upload.deleted", "upload.created"]
 
 
 def test_keys_are_compared_in_constant_time_and_kept_as_hashes(keyed, monkeypatch):

@@ -38,6 +38,7 @@ OPERATIONS = {
     "get_model_content",
     "get_readiness",
     "get_upload",
+    "get_usage",
     "get_webhook",
     "get_webhook_delivery",
     "head_job_artifact",

@@ -34,7 +34,7 @@ def test_a_key_from_nothing_to_its_end(run, database_url):
     assert run("tenants", "create", "acme")[0] == 0
     assert run("tenants", "create", "acme")[0] == 1
     assert run("tenants", "create", "No Such Name")[0] == 1
-    assert run("tenants", "list")[1] == "acme\ndefault\n"
+    assert run("tenants", "list")[1] == "acme  share=1\ndefault  share=1\n"
 
     _, text, told = run("keys", "create", "--tenant", "acme", "--name", "ci", "--scope", "read", "--days", "1")
     key_id = re.match(r"key_\w{32}", told)[0]
@@ -58,3 +58,16 @@ def test_migrate_is_the_one_command_that_needs_no_tables(run, monkeypatch):
     assert (status, "python -m catalog migrate" in told) == (1, True)
     assert run("migrate") == (0, "The tables are up to date.\n", "")
     assert run("keys", "list")[0] == 0
+
+
+def test_limits_of_a_tenant(run, capsys):
+    assert run("tenants", "create", "acme", "--max-bytes", "1000", "--max-worker-minutes", "1.5")[0] == 0
+    assert run("tenants", "list")[1] == "acme  share=1  max_bytes=1000  max_worker_minutes=1.5\ndefault  share=1\n"
+    changed = run("tenants", "set", "acme", "--max-bytes", "none", "--share", "2.5", "--requests-per-minute", "600")
+    assert changed[1] == "acme  share=2.5  max_worker_minutes=1.5  requests_per_minute=600\n"
+    assert run("tenants", "set", "acme")[1] == changed[1]
+    assert run("tenants", "set", "nobody", "--share", "2")[0] == 1
+    for wrong in ("0", "-1", "inf", "nan", "many"):
+        with pytest.raises(SystemExit):
+            run("tenants", "set", "acme", "--share", wrong)
+        assert "--share" in capsys.readouterr().err
