@@ -28,7 +28,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # Without our sources `pip install .[…]` brings what they need, and is done again only when pyproject.toml or
 # constraints.txt change; then the wheel takes the place of the empty package.
 FROM build AS build-api
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[api,postgres,tracing]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[api,postgres,oidc,tracing]'
 RUN --mount=from=sources,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
 
