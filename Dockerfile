@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# Four images from one file:
+# Five images from one file:
 #   api         HTTP; no numerical libraries
+#   operator    `python -m catalog`, with pg_dump and pg_restore for backups
 #   worker-io   inspections and webhooks; ONNX Runtime, no torch (torch uploads then answer `torch_missing`)
 #   worker-cpu  queues cpu and io; torch
 #   worker-gpu  queue gpu; torch with CUDA, and ONNX Runtime's CUDA provider
@@ -70,6 +71,16 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
 CMD ["uvicorn", "api.app:create_app", "--factory", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "20"]
+
+FROM api AS operator
+USER 0:0
+# Debian's version is that of PostgreSQL 17; a newer server needs a newer client.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
+HEALTHCHECK NONE
+ENTRYPOINT ["python", "-P", "-m", "catalog"]
+CMD ["--help"]
 
 # Start workers with an init process (`init: true`): children of children that outlive their parents become its own.
 FROM base AS worker

@@ -99,7 +99,8 @@ class Sandbox:
         if settings.sandbox == "bubblewrap":
             raise SandboxUnavailable(
                 f"LEVITY_SANDBOX=bubblewrap, but bubblewrap does not work here: {reason} "
-                "Allow unprivileged user namespaces, or set LEVITY_SANDBOX=rlimits."
+                "Allow unprivileged user namespaces, in containers as docs/operators.md says under 'The sandbox in "
+                "containers', or set LEVITY_SANDBOX=rlimits."
             )
         logger.warning("bubblewrap does not work here, children are confined by resource limits alone: %s", reason)
         return cls("rlimits", settings, queue)
