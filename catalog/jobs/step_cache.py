@@ -41,10 +41,15 @@ class FinishedSteps:
         query = select(StepCacheRow).where(StepCacheRow.tenant == self._tenant, StepCacheRow.key.in_(keys))
         known = {row.key: row for row in self._session.scalars(query)}
         for key in reversed(keys):
-            if key in known:
-                self._session.execute(update(StepCacheRow).where(*self._is(key)).values(used_at=db_now()))
+            # It may be forgotten in this moment.
+            if key in known and self._touch(key):
                 return known[key]
         return None
+
+    def _touch(self, key: str) -> bool:
+        """Mark a key as used; whether it is still there."""
+        touched = update(StepCacheRow).where(*self._is(key)).values(used_at=db_now()).returning(StepCacheRow.key)
+        return self._session.scalar(touched.execution_options(synchronize_session=False)) is not None
 
     def _is(self, key: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
         return StepCacheRow.tenant == self._tenant, StepCacheRow.key == key
