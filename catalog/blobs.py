@@ -34,8 +34,6 @@ _RETRY = {"max_retries": 5, "retry_timeout": timedelta(seconds=15)}
 _MISSING = (NotFoundError, FileNotFoundError)
 _LAST_TRIES = 4
 _FOLDERS = ("again", *(f"sha256/{first:02x}" for first in range(256)))
-FOLDERS = len(_FOLDERS)
-"""A store is counted folder by folder, by their numbers."""
 
 
 class Blobs:
@@ -199,16 +197,24 @@ class Blobs:
         while (found := self._find(sha256)) is not None:
             self._delete_key(found[0])
 
-    def copies(self, number: int) -> Iterator[list[StoredCopy]]:
-        """The copies of blobs in one of the store's `FOLDERS`, in batches and no order."""
-        with _answering():
-            for batch in obstore.list(self._store, _FOLDERS[number], chunk_size=1000):
-                yield [copy for copy in map(StoredCopy.of, batch) if copy is not None]
+    def copies(self, start: int = 0) -> Iterator[tuple[int, list[StoredCopy]]]:
+        """The copies of blobs in the store, in batches that are not empty, each with the number of its first's folder.
 
-    def all_copies(self) -> Iterator[list[StoredCopy]]:
-        """The copies of blobs in the whole store, in batches and no order."""
-        for number in range(FOLDERS):
-            yield from self.copies(number)
+        Args:
+            start: Number of the folder to begin with, 0 to 256; their order is fixed.
+        """
+        if self._folder is not None:
+            walks: list[tuple[str, str | None]] = [(folder, None) for folder in _FOLDERS[start:]]
+        else:
+            # A listing in order, a thousand at once: most stores are not worth a request for each folder.
+            walks = [("again", None)] if start == 0 else []
+            walks.append(("sha256", _FOLDERS[start] if start else None))
+        for folder, after in walks:
+            with _answering():
+                for batch in obstore.list(self._store, folder, offset=after, chunk_size=1000):
+                    copies = [copy for copy in map(StoredCopy.of, batch) if copy is not None]
+                    if copies:
+                        yield _folder_of(copies[0]), copies
 
     def has_copy(self, sha256: str, generation: int) -> bool:
         """Whether this copy of a blob is there."""
@@ -258,7 +264,14 @@ class Blobs:
 
     def ping(self) -> None:
         """Raise unless the store answers."""
-        self._is_there("levity-ping")
+        try:
+            with _answering():
+                # Asking for an object would not tell a bucket that is missing from an object that is.
+                obstore.list_with_delimiter(self._store, "levity-ping")
+        except _MISSING as error:
+            raise StoreUnavailable("The blob store is not there.") from error
+        if self._folder is not None and not self._folder.is_dir():
+            raise StoreUnavailable("The blob store is not there.")
 
     def _find(self, sha256: str) -> tuple[str, int] | None:
         """Key and size of a copy that is there; of the newest where the first is gone."""
@@ -306,6 +319,10 @@ class Blobs:
                 obstore.delete(self._store, key)
         except _MISSING:
             return
+
+
+def _folder_of(copy: StoredCopy) -> int:
+    return 0 if copy.generation else 1 + int(copy.sha256[:2], 16)
 
 
 def _client_options() -> dict[str, str | bool]:

@@ -19,9 +19,11 @@ from tests.spawn import spawn
 
 
 class S3Server:
-    """Where it listens, and what obstore needs in its environment to talk to it."""
+    """Where it listens, what obstore needs in its environment to talk to it, and the process, to be stopped."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self.port = port
+        self.process = process
         self.endpoint = f"http://127.0.0.1:{port}"
         self.environment = {
             "AWS_ENDPOINT_URL": self.endpoint,
@@ -34,21 +36,25 @@ class S3Server:
     def new_bucket(self) -> str:
         """Make an empty bucket; its name."""
         name = f"levity-{secrets.token_hex(4)}"
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{name}", method="PUT"), timeout=10).close()
+        self.make_bucket(name)
         return name
+
+    def make_bucket(self, name: str) -> None:
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{name}", method="PUT"), timeout=10).close()
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """A server until the block ends; skips the test where moto is not installed."""
+def s3_server(*, port: int = 0) -> Iterator[S3Server]:
+    """A server until the block ends, at a free port unless given; skips the test where moto is not installed."""
     if find_spec("moto") is None or find_spec("flask") is None:
         pytest.skip("no S3 server: moto[server] is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = spawn(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = S3Server(port)
+    server = S3Server(port, process)
     try:
         _wait_until_it_answers(server, process)
         yield server

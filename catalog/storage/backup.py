@@ -143,7 +143,7 @@ def _blobs_in(folder: Path) -> Blobs:
 
 
 def _all(source: Blobs) -> list[str]:
-    return sorted({copy.sha256 for batch in source.all_copies() for copy in batch})
+    return sorted({copy.sha256 for _, batch in source.copies() for copy in batch})
 
 
 def _size(blobs: Blobs, sha256: str) -> int:

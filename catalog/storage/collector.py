@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from catalog.blobs import FOLDERS, Blobs
+from catalog.blobs import Blobs
 from catalog.db import Database, db_now
 from catalog.settings import Settings
 from catalog.storage.collection import Collection, Holdings
@@ -117,19 +117,20 @@ class Collector:
         """Look into the store for what the ledger does not know, some folders each time."""
         with self._database.read() as session:
             state = Collection(session).state()
-        folder = 0 if copies is None or state is None else state.census_next % FOLDERS
-        seen = 0
-        while folder < FOLDERS and (copies is None or seen < copies):
-            for batch in self._blobs.copies(folder):
-                self._check()
-                seen += len(batch)
-                with self._database.write() as session:
-                    old = Collection(session).take_down(batch, grace_seconds=self._settings.collect_grace_seconds)
-                for copy, counts in old:
-                    self._order_removal(copy, counts)
-            folder += 1
+        start = 0 if copies is None or state is None else state.census_next
+        following = seen = 0
+        for folder, batch in self._blobs.copies(start):
+            if copies is not None and seen >= copies and folder > start:
+                following = folder
+                break
+            self._check()
+            seen += len(batch)
+            with self._database.write() as session:
+                old = Collection(session).take_down(batch, grace_seconds=self._settings.collect_grace_seconds)
+            for copy, counts in old:
+                self._order_removal(copy, counts)
         with self._database.write() as session:
-            Collection(session).set_state(census_next=folder % FOLDERS)
+            Collection(session).set_state(census_next=following)
         self._drop_parts()
 
     def _order_removal(self, copy: StoredCopy, counts: int) -> None:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from catalog.blobs import CHUNK_BYTES, Blobs
-from catalog.errors import DigestMismatch, NotFound, StoreFull
-from catalog.storage.copies import PartKey
+from catalog.errors import DigestMismatch, NotFound, StoreFull, StoreUnavailable
+from catalog.storage.copies import PartKey, key_of
 
 CONTENT = b"0123456789" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -156,6 +156,35 @@ def test_files_that_a_killed_process_left_are_removed(blobs):
 def test_the_store_answers(blobs):
     blobs.ping()
     assert blobs.free_bytes() > 0
+
+
+def test_counting_the_copies_from_any_folder_on(blobs):
+    digests = sorted(blobs.take_in(iter([b"%d" % number]))[0] for number in range(30))
+    for number, generation in enumerate((1, 12)):
+        blobs._put(staged(blobs), key_of(digests[number], generation))
+    listed = [copy for _, batch in blobs.copies() for copy in batch]
+    assert sorted((copy.sha256, copy.generation) for copy in listed) == sorted(
+        [(sha256, 0) for sha256 in digests] + [(digests[0], 1), (digests[1], 12)]
+    )
+    assert {copy.size for copy in listed if copy.generation} == {len(CONTENT)}
+    start = 1 + int(digests[10][:2], 16)
+    later = list(blobs.copies(start))
+    assert sorted(copy.sha256 for _, batch in later for copy in batch) == [
+        sha256 for sha256 in digests if sha256[:2] >= digests[10][:2]
+    ]
+    assert later[0][0] >= start
+    assert all(blobs.has_copy(copy.sha256, copy.generation) for copy in listed)
+    assert not blobs.has_copy(digests[2], 1)
+
+
+def test_a_store_that_is_not_there(blobs, tmp_path):
+    if blobs._folder is not None:
+        blobs._folder.rmdir()
+        gone = blobs
+    else:
+        gone = Blobs("s3://levity-no-such-bucket/some/prefix", tmp_path / "staging")
+    with pytest.raises(StoreUnavailable):
+        gone.ping()
 
 
 # What only files have
