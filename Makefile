@@ -7,7 +7,7 @@ PINS = pyproject.toml $(wildcard constraints.txt)
 BENCHMARKS = start_up transfers queueing job_overhead
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint lint-deploy test-soak bench clean
+.PHONY: help setup demo serve test lint lint-deploy test-faults test-soak bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,8 +20,8 @@ demo: .venv/.serve.stamp ## Set up, start the service, compress a real model, sh
 serve: .venv/.serve.stamp ## Run the service on http://127.0.0.1:8000
 	$(BIN)/levity serve
 
-test: .venv/.dev.stamp ## Run the tests (all but the soak)
-	$(BIN)/pytest -m 'not soak' --numprocesses auto --maxprocesses 4 --dist loadfile
+test: .venv/.dev.stamp ## Run the tests (all but the two below)
+	$(BIN)/pytest -m 'not soak and not faults' --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check
@@ -32,8 +32,11 @@ lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of im
 lint-deploy: .venv/.deploy.stamp ## Check Dockerfile, docker-compose.yml and deploy/ with the linters of their own
 	$(BIN)/pytest --no-header -p no:cacheprovider tests/deploy
 
-test-soak: .venv/.dev.stamp ## Run the tests that take many minutes
-	$(BIN)/pytest -m soak
+test-faults: .venv/.dev.stamp ## Kill, stop, fill and cut what can be: all fifteen failures on both backends
+	$(BIN)/pytest tests/acceptance/faults
+
+test-soak: .venv/.dev.stamp ## Mixed jobs under random kills for LEVITY_SOAK_MINUTES (30)
+	$(BIN)/pytest -m soak --capture=no
 
 bench: .venv/.dev.stamp ## Measure what the README states
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done

@@ -9,12 +9,13 @@ import uuid
 from collections.abc import Collection
 
 from sqlalchemy.exc import DBAPIError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import REQUEST_ID, RequestError, problem_response
+from api.exchange import Exchange
 from api.metrics import Metrics
 from catalog import tracing
 from catalog.db import AWAY, out_of_room
@@ -61,45 +62,30 @@ class RequestMiddleware:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         request_id: str = scope[REQUEST_ID]
-        status = received = sent = 0
-
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return message
-
-        async def send_identified(message: Message) -> None:
-            nonlocal status, sent
-            sent += len(message.get("body", b""))
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
+        exchange = Exchange(headers, receive, send, request_id)
         start = time.perf_counter()
         try:
             if self._hosts is None or scope["path"] in _PROBES or _host(headers) in self._hosts:
-                await self._app(scope, receive_counted, send_identified)
+                await self._app(scope, exchange.receive, exchange.send)
             else:
                 error = RequestError("host_not_allowed", "This service does not answer for this Host.")
-                await problem_response(scope, error)(scope, receive, send_identified)
+                await problem_response(scope, error)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            status = status or _CLIENT_WENT_AWAY
+            exchange.status = exchange.status or _CLIENT_WENT_AWAY
         except AWAY as away:
             logger.warning("%s %s: the database does not answer: %s", scope["method"], scope["path"], away.orig)
-            if status:
+            if exchange.status:
                 raise
-            await problem_response(scope, _away(away))(scope, receive, send_identified)
+            await problem_response(scope, _away(away))(scope, exchange.receive, exchange.send)
         except Exception:
             logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], request_id)
-            if status:
+            if exchange.status:
                 # Too late for another answer: breaking the connection is all that can tell the client.
                 raise
             error = RequestError("internal_error", "Something went wrong here; the server's log says what.")
-            await problem_response(scope, error)(scope, receive, send_identified)
+            await problem_response(scope, error)(scope, exchange.receive, exchange.send)
         finally:
-            _count(scope, status, time.perf_counter() - start, received, sent)
+            _count(scope, exchange, time.perf_counter() - start)
 
 
 def _away(error: DBAPIError) -> RequestError:
@@ -118,7 +104,7 @@ def _host(headers: Headers) -> str:
     return host[: host.rfind("]") + 1] if host.startswith("[") else host.partition(":")[0]
 
 
-def _count(scope: Scope, status: int, seconds: float, received: int, sent: int) -> None:
+def _count(scope: Scope, exchange: Exchange, seconds: float) -> None:
     services = getattr(scope["app"].state, "services", None) if "app" in scope else None
     if services is None:
         return
@@ -126,10 +112,10 @@ def _count(scope: Scope, status: int, seconds: float, received: int, sent: int) 
     # Paths that match nothing are one series: their number is the callers' choice.
     route = getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if scope["method"] in _METHODS else "other"
-    metrics.requests.labels(method, route, str(status)).inc()
+    metrics.requests.labels(method, route, str(exchange.status)).inc()
     metrics.latency.labels(method, route).observe(seconds)
-    metrics.received.labels(route).inc(received)
-    metrics.sent.labels(route).inc(sent)
+    metrics.received.labels(route).inc(exchange.received)
+    metrics.sent.labels(route).inc(exchange.sent)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})

@@ -117,11 +117,12 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
         jobs.run_until_empty()
 
     receiver = Receiver(app, queue, concurrency, wake)
-    logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
-    for part in beside:
-        part.start()
     try:
+        # Before anything can claim a job, which a signal that nobody listens to would make it lose.
         _stop_on_signals(drain, settings.drain_seconds)
+        logger.info("worker %s serves queue %s, %d at once, sandbox %s", worker_id, queue, concurrency, sandbox.level)
+        for part in beside:
+            part.start()
         receiver.run()
     finally:
         if not drain.begun.is_set():

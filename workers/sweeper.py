@@ -62,7 +62,8 @@ class Sweeper:
     def stop(self) -> None:
         """Stop looking around, and wait for jobs that were started from here."""
         self._alarm.stop()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._helpers.shutdown(cancel_futures=True)
 
     def sweep(self) -> None:

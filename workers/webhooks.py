@@ -56,7 +56,8 @@ class Deliverer:
     def stop(self) -> None:
         """Claim nothing more, and wait for what is being sent, as long as the worker may."""
         self._alarm.stop()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         waiting = threading.Timer(self._drain.seconds_left() or 0.0, self._sender.abort)
         waiting.start()
         self._pool.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ class Embedded:
             message.unlink(missing_ok=True)
         return len(messages)
 
+    def repeat_messages(self, times: int) -> int:
+        """Put every message into the queue so many times more; how many that makes."""
+        messages = list((self.data_dir / "broker" / "queue").glob("*.msg"))
+        for message in messages:
+            queue = message.name.partition(".")[2]
+            for _ in range(times):
+                shutil.copyfile(message, message.with_name(f"{uuid.uuid4()}.{queue}"))
+        return times * len(messages)
+
 
 @dataclass(frozen=True)
 class Production:
@@ -72,6 +82,14 @@ class Production:
             waiting = sum(connection.llen(key) for key in connection.scan_iter(_type="list"))
             connection.flushdb()
         return waiting
+
+    def repeat_messages(self, times: int) -> int:
+        """Put every message into the queue so many times more; how many that makes."""
+        with redis.Redis.from_url(self.redis_url) as connection:
+            queues = {key: connection.lrange(key, 0, -1) for key in connection.scan_iter(_type="list")}
+            for key, messages in queues.items():
+                connection.lpush(key, *(times * messages))
+        return times * sum(map(len, queues.values()))
 
     def cut_connections(self) -> int:
         """End every connection to the database as its administrator would; how many there were."""

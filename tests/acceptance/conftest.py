@@ -65,17 +65,21 @@ class Inputs:
 
     def assert_healthy(self):
         """The workers take another job and finish it."""
-        job = self.service.client.wait(self.submit().id, timeout=30)
+        job = self.service.client.wait(self.submit().id, timeout=120)
         self.service.assert_settled(job, "succeeded")
+
+
+def upload_inputs(service):
+    client = service.client
+    model = client.create_model(DIGITS / "digits-cnn.onnx")
+    calibration = client.create_dataset(DIGITS / "calibration.npz")
+    evaluation = client.create_dataset(DIGITS / "evaluation.npz")
+    return Inputs(service, model.id, calibration.id, evaluation.id)
 
 
 @pytest.fixture(scope="session")
 def _inputs(shared):
-    client = shared.client
-    model = client.create_model(DIGITS / "digits-cnn.onnx")
-    calibration = client.create_dataset(DIGITS / "calibration.npz")
-    evaluation = client.create_dataset(DIGITS / "evaluation.npz")
-    return Inputs(shared, model.id, calibration.id, evaluation.id)
+    return upload_inputs(shared)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from tests.acceptance.processes import ProcessInfo, descendants, eventually, orp
 from tests.spawn import spawn
 
 GIB = 2**30
+ROOT = Path(__file__).parents[2]
 # A worker that hangs is noticed within seconds, and what should take no time is not waited for.
 FAST = {
     "LEVITY_HEARTBEAT_SECONDS": "0.5",
@@ -72,7 +73,7 @@ class Process:
         below = descendants(self.pid)
         self.popen.kill()
         self.popen.wait()
-        eventually(lambda: not any(map(runs, below)), seconds=5, what=f"children of {self.name} died with it")
+        eventually(lambda: not any(map(runs, below)), seconds=15, what=f"children of {self.name} died with it")
 
     def stop(self, seconds: float = 15) -> None:
         """SIGTERM, and it must end by itself."""
@@ -101,6 +102,8 @@ class Service:
             **backend.environment,
             **_variables(settings),
             "LEVITY_DATA_DIR": str(data_dir),
+            # Some workers are made by modules of these tests.
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             # Two processes that compute at once must not fight for the machine's cores.
             "OMP_NUM_THREADS": "1",
         }
@@ -116,6 +119,7 @@ class Service:
             self.blobs = Blobs.from_settings(self.settings)
         self.port = _free_port()
         self.api: Process | None = None
+        self.other_apis: list[Process] = []
         self.workers: list[Process] = []
         self.database = Database(self.settings.resolved_database_url, pool_size=2)
         self.client = Levity(f"http://127.0.0.1:{self.port}")
@@ -133,14 +137,21 @@ class Service:
         command = ["uvicorn", "api.app:create_app", "--factory", *options]
         api = self._start("api", command, _variables(settings))
         api.url = f"http://127.0.0.1:{port}"
+        if port != self.port:
+            self.other_apis.append(api)
         eventually(lambda: _answers(api), what="the API answers")
         return api
 
-    def start_worker(self, queue: str = "cpu", **settings: object) -> Process:
-        """A worker of `queue`; `settings` are `LEVITY_` variables in lower case."""
-        worker = self._start(f"worker-{queue}", ["workers", "--queue", queue], _variables(settings))
+    def start_worker(self, queue: str = "cpu", module: str = "workers", **settings: object) -> Process:
+        """A worker of `queue`, from the module that makes it one; `settings` are `LEVITY_` variables in lower case."""
+        worker = self._start(f"worker-{queue}", [module, "--queue", queue], _variables(settings))
         self.workers.append(worker)
         return worker
+
+    @property
+    def processes(self) -> list[Process]:
+        """All that were started, dead ones too."""
+        return [*([] if self.api is None else [self.api]), *self.other_apis, *self.workers]
 
     @property
     def cpu_worker(self) -> Process:
@@ -152,6 +163,10 @@ class Service:
         """The API and one worker of each queue run; no others."""
         if self.api is None or not self.api.alive:
             self.start_api()
+        for api in self.other_apis:
+            if api.alive:
+                api.stop()
+        self.other_apis.clear()
         for queue in ("cpu", "io"):
             alive = [worker for worker in self.workers if worker.name == f"worker-{queue}" and worker.alive]
             for worker in alive[1:]:
@@ -168,14 +183,14 @@ class Service:
     def stop(self) -> None:
         self.client.close()
         self.database.dispose()
-        for process in (self.api, *self.workers):
-            if process is not None and process.alive:
+        for process in self.processes:
+            if process.alive:
                 process.stop()
 
     def reset(self) -> None:
         """After a test that failed: end its jobs and workers, so that the next one starts from a clean state."""
-        for process in (self.api, *self.workers):
-            if process is not None and process.alive:
+        for process in self.processes:
+            if process.alive:
                 process.popen.kill()
                 process.popen.wait()
         with self.database.write() as session:
@@ -212,7 +227,9 @@ class Service:
 
     # Jobs
 
-    def wait_for(self, job_id: str, condition: Callable[[JobRow], bool], *, seconds: float = 30) -> JobRow:
+    def wait_for(
+        self, job_id: str, condition: Callable[[JobRow], bool], *, seconds: float = 30, pause: float = 0.01
+    ) -> JobRow:
         """Wait until the job's row fulfils `condition`."""
 
         def look_up() -> JobRow | None:
@@ -220,7 +237,7 @@ class Service:
                 row = Jobs(session).get(job_id)
                 return row if condition(row) else None
 
-        return eventually(look_up, seconds=seconds, pause=0.01, what=f"job {job_id}")
+        return eventually(look_up, seconds=seconds, pause=pause, what=f"job {job_id}")
 
     def wait_for_phase(self, job_id: str, phase: str, *, attempt: int = 1, seconds: float = 30) -> JobRow:
         """Wait until the attempt is in this phase."""

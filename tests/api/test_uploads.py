@@ -271,6 +271,31 @@ def test_a_stalled_body_is_given_up(strict):
     assert staged(strict) == []
 
 
+def send_times(connection, piece, times):
+    for _ in range(times):
+        connection.sendall(piece)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+def test_a_body_that_was_refused_is_not_read_to_its_end(strict, declared):
+    """The answer can be read, and then the connection is closed, however much more would come."""
+    upload_id = create(strict.http)
+    host, port = strict.url.removeprefix("http://").split(":")
+    length = "Content-Length: 10000000000" if declared else "Transfer-Encoding: chunked"
+    head = f"PUT /v1/uploads/{upload_id}/content HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n"
+    piece = b"x" * 2**20 if declared else b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode())
+        connection.sendall(piece)
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer.lower()
+        assert b'"upload_too_large"' in answer
+        with pytest.raises(ConnectionError):
+            send_times(connection, piece, 10_000)
+    assert staged(strict) == []
+
+
 def test_a_caller_that_goes_away_leaves_nothing(service, http):
     upload_id = create(http)
     with raw_put(service, upload_id, 10**7, b"x" * 3 * 10**6):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 import time
+
+import pytest
 
 from catalog.jobs.states import JobState
 from tests.acceptance.harness import LONG
@@ -74,4 +78,50 @@ def test_racing_with_the_end(service, inputs):
             assert done.state == "succeeded"
         ends[done.state] += 1
     assert sum(ends.values()) == 10
+    inputs.assert_healthy()
+
+
+STEPS = [{"type": "cluster", "clusters": 16}, {"type": "quantize", "mode": "dynamic"}, {"type": "encode"}]
+PHASES = [
+    "loading",
+    "pruning",
+    "clustering",
+    "quantizing",
+    "encoding",
+    "verifying",
+    "benchmarking",
+    "reporting",
+    "publishing",
+]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_in_every_phase(service, inputs):
+    """The worker is stopped for the moment of the request, so that no phase is too short to be hit."""
+    worker = service.cpu_worker
+    reached = dict.fromkeys(PHASES, 0)
+    for number in range(60):
+        missing = [phase for phase in PHASES if not reached[phase]]
+        if not missing:
+            break
+        # Of every job another model, or its first steps would be done already.
+        job = inputs.submit([{"type": "prune", "amount": 0.3 + number / 1000}, *STEPS])
+        service.wait_for(
+            job.id, lambda row, phase=missing[0]: row.phase == phase or JobState(row.state).terminal, pause=0
+        )
+        worker.send(signal.SIGSTOP)
+        # It may hold a lock that the request waits for.
+        request = threading.Thread(target=service.client.cancel, args=(job.id,))
+        request.start()
+        request.join(0.5)
+        worker.send(signal.SIGCONT)
+        request.join()
+        done = service.client.wait(job.id, timeout=60)
+        row = service.assert_settled(done, done.state)
+        if done.state == "cancelled":
+            reached[row.phase] += 1
+        else:
+            assert done.state == "succeeded"
+    assert missing == [], reached
     inputs.assert_healthy()

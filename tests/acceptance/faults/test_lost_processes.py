@@ -44,6 +44,28 @@ def test_killed_worker(service, inputs):
     inputs.assert_healthy()
 
 
+@pytest.mark.faults
+def test_killed_worker_and_child_with_another_at_hand(service, inputs):
+    """The next attempt begins within the lease and a sweep."""
+    victim = service.cpu_worker
+    job = inputs.submit(benchmark=SOME_SECONDS)
+    service.wait_for_phase(job.id, "benchmarking")
+    child = service.running_child(victim)
+    other = service.start_worker()
+    eventually(lambda: "serves queue cpu" in other.log.read_text(), what="another worker is ready")
+    victim.popen.kill()
+    send(child.pid, signal.SIGKILL)
+    with service.database.read() as session:
+        row = Jobs(session).get(job.id)
+    assert (row.state, row.attempt) == (JobState.RUNNING, 1), "the job was over too soon"
+    service.assert_settled(service.client.wait(job.id, timeout=60), "succeeded")
+    with service.database.read() as session:
+        first, second = Jobs(session).attempts(job.id)
+    assert (first.outcome, second.outcome) == ("lost", "succeeded")
+    # A busy machine takes some seconds more to look around.
+    assert row.lease_until <= second.started_at < row.lease_until + 1.2 * service.settings.sweep_seconds + 5
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGKILL, "child_killed"), (signal.SIGSEGV, "child_crashed")],
