@@ -15,13 +15,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import JSON, Connection, Double, Engine, MetaData, Select, create_engine, event, make_url, select, text
+from sqlalchemy import JSON, Double, MetaData, Select, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from catalog.engines import READING, build_engine
 from catalog.tenancy import Actor, TenantSession
 
 if TYPE_CHECKING:
@@ -108,10 +109,8 @@ class Database:
         self._turn: AbstractContextManager[object] = nullcontext()
         if make_url(url).get_backend_name() == "sqlite":
             self._turn = threading.RLock()
-            self._engine = _sqlite_engine(url, pool_size)
-        else:
-            self._engine = create_engine(url, pool_size=pool_size, max_overflow=30, pool_pre_ping=True)
-        self._readers = self._engine.execution_options(levity_begin="BEGIN")
+        self._engine = build_engine(url, pool_size=pool_size)
+        self._readers = self._engine.execution_options(**READING[self._engine.dialect.name])
         self.after_outbox: Callable[[], None] = _nothing
         """Called after a commit that put something into the outbox (`note_outbox`): whoever can wakes a sender."""
         self._actor: Actor | None = None
@@ -124,7 +123,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that only reads, on one consistent state of the database."""
+        """A session that only reads. What must fit together comes from one statement, or from a `snapshot`."""
         with TenantSession(self._readers, actor=self._actor, expire_on_commit=False) as session:
             yield session
 
@@ -133,7 +132,7 @@ class Database:
         """A session that only reads, whose statements all see one state of the database, also on PostgreSQL."""
         engine = self._readers
         if engine.dialect.name == "postgresql":
-            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+            engine = self._engine.execution_options(isolation_level="REPEATABLE READ")
         with TenantSession(engine, actor=self._actor, expire_on_commit=False) as session:
             yield session
 
@@ -222,29 +221,3 @@ def note_outbox(session: Session) -> None:
 
 def _nothing() -> None:
     pass
-
-
-def _sqlite_engine(url: str, pool_size: int) -> Engine:
-    path = make_url(url).database
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(
-        url, pool_size=pool_size, max_overflow=30, connect_args={"check_same_thread": False, "timeout": 30}
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3.Connection behind the DBAPI
-        connection.isolation_level = None  # transactions begin where _begin says so, not at the first write
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A transaction that starts as a reader and then writes can fail at once with "database is locked";
-        # one that asks for the write lock first waits for its turn.
-        connection.exec_driver_sql(connection.get_execution_options().get("levity_begin", "BEGIN IMMEDIATE"))
-
-    return engine
