@@ -36,6 +36,12 @@ _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OTEL_EXPORTE
 # A shorter one is a word that stands in many lines, and no secret.
 _SHORTEST_SECRET = 8
 
+# As escapes; tabs are harmless.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), 127, *range(128, 160))} | {
+    10: "\\n",
+    13: "\\r",
+}
+
 _context: ContextVar[dict[str, str | int]] = ContextVar("levity_log_context", default={})  # noqa: B039 - never changed
 _known_secrets: list[str] = []
 
@@ -140,6 +146,10 @@ def _formatter(kind: Literal["json", "text"], process: str, text: str) -> loggin
 
 
 class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        # What a stranger sent must not look like a line of its own, nor speak to the terminal. Tracebacks follow later.
+        return super().formatMessage(record).translate(_CONTROL)
+
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         request_id = getattr(record, "request_id", None)

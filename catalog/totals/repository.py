@@ -11,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 
-from sqlalchemy import event, func, select
+from sqlalchemy import Executable, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -67,6 +67,16 @@ class Totals:
         return found
 
 
+def _adding(statement: sqlite.Insert | postgresql.Insert) -> Executable:
+    return statement.on_conflict_do_update(
+        index_elements=[TotalRow.name, TotalRow.labels], set_={"value": TotalRow.value + statement.excluded.value}
+    )
+
+
+# Built once, and run for each row in turn: a statement with all rows in it would be built anew each time.
+_ADD = {"sqlite": _adding(sqlite.insert(TotalRow)), "postgresql": _adding(postgresql.insert(TotalRow))}
+
+
 def _bound(value: float) -> str:
     return "+Inf" if value == math.inf else str(value)
 
@@ -85,13 +95,8 @@ def _add(session: Session) -> None:
         if counter.at_most:
             _merge_surplus(session, counter, numbers)
     rows = [{"name": name, "labels": labels, "value": value} for (name, labels), value in sorted(numbers.items())]
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(TotalRow).values(rows)
-    session.execute(
-        insert.on_conflict_do_update(
-            index_elements=[TotalRow.name, TotalRow.labels], set_={"value": TotalRow.value + insert.excluded.value}
-        )
-    )
+    connection = session.connection()
+    connection.execute(_ADD[connection.dialect.name], rows)
 
 
 def _merge_surplus(session: Session, counter: Counter, numbers: _Numbers) -> None:

@@ -69,6 +69,8 @@ with logs.bound(request_id="req-1"):
 logging.getLogger("api").info("hello")
 """
     expected = ["INFO api: hello (request req-1)", "INFO api: hello req-1", "INFO api: hello"]
+    script += 'logging.getLogger("api").info("forged\\nINFO api: \\x1b[31mred\\x1b[0m")'
+    expected += [r"INFO api: forged\nINFO api: \x1b[31mred\x1b[0m"]
     assert run(script, LEVITY_LOG_FORMAT="text") == expected
 
 
