@@ -4,10 +4,12 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS = $(addprefix -c ,$(wildcard constraints.txt))
 PINS = pyproject.toml $(wildcard constraints.txt)
 
+FILES = 100000
+SEED = 0
 BENCHMARKS = start_up transfers queueing job_overhead
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint lint-deploy test-faults test-soak bench clean
+.PHONY: help setup demo serve test lint lint-deploy test-faults test-soak fuzz schema audit bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +39,18 @@ test-faults: .venv/.dev.stamp ## Kill, stop, fill and cut what can be: all fifte
 
 test-soak: .venv/.dev.stamp ## Mixed jobs under random kills for LEVITY_SOAK_MINUTES (30)
 	$(BIN)/pytest -m soak --capture=no
+
+fuzz: .venv/.dev.stamp ## Send 100,000 damaged files to what reads uploads (FILES=…, SEED=…)
+	$(BIN)/python -m tests.fuzz --files $(FILES) --seed $(SEED)
+
+schema: .venv/.dev.stamp ## Send many requests for every operation of the OpenAPI document
+	LEVITY_SCHEMA_EXAMPLES=200 $(BIN)/pytest tests/api/test_schema.py
+
+audit: .venv/.dev.stamp ## Look for known vulnerabilities in the pinned versions, and for risky code
+	$(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10'
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt $(AUDIT_OPTIONS)
+	$(BIN)/ruff check --select S api catalog compression levity workers
+	$(BIN)/pytest -q tests/test_exceptions.py
 
 bench: .venv/.dev.stamp ## Measure what the README states
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done

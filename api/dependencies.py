@@ -22,6 +22,7 @@ from catalog.db import Database, Json
 from catalog.keys.repository import Principal
 from catalog.settings import Settings
 from catalog.tenancy import Actor
+from compression._spec_base import Exact
 
 if TYPE_CHECKING:
     # Celery takes long to import and nothing needs it before the first request.
@@ -102,7 +103,7 @@ Key = Annotated[str, AfterValidator(storable)]
 """A name that is looked up."""
 
 
-class Body(BaseModel):
+class Body(Exact):
     """What a caller sends. Unknown fields are errors, so a typo never passes silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -66,6 +67,26 @@ class DatasetSummary(_Record):
     targets: TensorSpec | None = None
     """What the model should give for each sample where that is no class (array `targets`); None without."""
     bytes: int
+
+
+_LARGEST_SUMMARY = 4 << 20
+
+
+def unfit(summary: ModelSummary | DatasetSummary) -> str | None:
+    """Say why a description cannot be kept and shown; None when it can.
+
+    Names come from the upload, and there are as many as it likes. Databases do not take every character.
+    """
+    text = json.dumps(summary.model_dump(mode="json"), ensure_ascii=False)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "A name in it is no valid Unicode."
+    if "\\u0000" in text.replace("\\\\", ""):
+        return "A name in it holds the character U+0000."
+    if size > _LARGEST_SUMMARY:
+        return f"Its names and shapes alone take {size} bytes; at most {_LARGEST_SUMMARY} are accepted."
+    return None
 
 
 def mismatches(model: ModelSummary, data: DatasetSummary) -> list[str]:

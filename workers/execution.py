@@ -90,9 +90,14 @@ def _failure(error: Exception, address_space: int | None, gpu_name: str) -> Fail
     if lacking and not explained:
         return out_of_memory(address_space)
     if isinstance(error, CompressionError):
-        return Failed(code=error.code, message=error.message[:4000], retryable=error.retryable)
+        return Failed(code=error.code, message=_plain(error.message), retryable=error.retryable)
     traceback.print_exception(error)
-    return Failed(code="internal_error", message=f"{type(error).__name__}: {error}"[:4000], retryable=False)
+    return Failed(code="internal_error", message=_plain(f"{type(error).__name__}: {error}"), retryable=False)
+
+
+def _plain(message: str) -> str:
+    """A message that a database takes, whatever an upload had libraries say."""
+    return message[:4000].encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _execute(line: int, request: Request, log: _Log) -> Answer:

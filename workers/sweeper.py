@@ -95,7 +95,7 @@ class Sweeper:
 
     def _run(self) -> None:
         # Workers that started together should not sweep together.
-        while self._alarm.wait(self._settings.sweep_seconds * random.uniform(0.8, 1.2)):  # noqa: S311
+        while self._alarm.wait(self._settings.sweep_seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - no secret
             self._workspace.beat()
             try:
                 self.sweep()

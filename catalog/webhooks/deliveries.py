@@ -303,7 +303,7 @@ def _backoff(attempts_left: int) -> float:
     Spread around the schedule rather than below it, as "full jitter" does, which would halve the 75 hours.
     """
     made = MAX_ATTEMPTS - attempts_left
-    return BACKOFF_SECONDS[min(made, len(BACKOFF_SECONDS)) - 1] * random.uniform(0.5, 1.5)  # noqa: S311
+    return BACKOFF_SECONDS[min(made, len(BACKOFF_SECONDS)) - 1] * random.uniform(0.5, 1.5)  # noqa: S311 - spreads attempts in time
 
 
 def _fenced(claim: Claim) -> Fenced:

@@ -43,6 +43,8 @@ def open_zip(path: Path, *, max_members: int) -> zipfile.ZipFile:
 
 def _check_member(member: zipfile.ZipInfo) -> None:
     name = member.filename
+    if not name:
+        raise DataRejected("archive_unsafe", "The archive holds a member without a name.")
     if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
         raise DataRejected("archive_unsafe", f"The archive holds the path '{name[:100]}', which leaves its folder.")
     if member.flag_bits & 1:
@@ -56,6 +58,6 @@ def reading(name: str) -> Iterator[None]:
     """Turn what a damaged member can raise into `DataRejected` `not_a_dataset` with its name."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
         reason = str(error) or "it ends early"
         raise DataRejected("not_a_dataset", f"'{name[:100]}' in the archive cannot be read: {reason}") from None

@@ -6,6 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -234,7 +235,8 @@ def _read_header(stream: IO[bytes], name: str) -> _Header:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, column_major, dtype = read(stream)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
+        # NumPy parses the header as Python text, and for some versions of the format tokenizes it before.
         raise DataRejected("not_a_dataset", f"'{name[:100]}' is no .npy array: {str(error)[:200]}") from None
     if dtype.hasobject:
         raise DataRejected("dtype_not_supported", f"'{name[:100]}' holds pickled Python objects, which are never read.")

@@ -9,7 +9,7 @@ import numpy as np
 from compression.data.base import TARGETS, Batch
 from compression.data.source import DataSource, open_dataset
 from compression.errors import DataRejected
-from compression.signature import DatasetSummary, ModelSummary, TensorSpec, label_problems
+from compression.signature import DatasetSummary, ModelSummary, TensorSpec, label_problems, unfit
 
 _BYTES_AT_A_TIME = 16 << 20
 
@@ -23,6 +23,9 @@ def inspect_dataset(source: DataSource) -> DatasetSummary:
             `non_finite_values`.
     """
     dataset = open_dataset(source)
+    reason = unfit(dataset.summary)
+    if reason is not None:
+        raise DataRejected("not_a_dataset", f"The dataset cannot be described. {reason}")
     start = 0
     for batch in dataset.batches(_batch_size(dataset.summary)):
         check_finite(batch, start)

@@ -107,7 +107,14 @@ def preprocess(picture: Image.Image, wanted: ImagePreprocessing) -> Array:
     if wanted.resize_shorter_to is None:
         picture = picture.resize((wanted.width, wanted.height), method)
     else:
-        picture = picture.resize(_shorter_side(picture.size, wanted.resize_shorter_to), method)
+        size = _shorter_side(picture.size, wanted.resize_shorter_to)
+        if size[0] * size[1] > _MAX_PIXELS:
+            raise DataRejected(
+                "archive_unsafe",
+                f"A picture of {picture.width}x{picture.height} would be enlarged to {size[0]}x{size[1]} pixels; "
+                f"{_MAX_PIXELS} are the limit.",
+            )
+        picture = picture.resize(size, method)
         left = round((picture.width - wanted.width) / 2)
         top = round((picture.height - wanted.height) / 2)
         picture = picture.crop((left, top, left + wanted.width, top + wanted.height))

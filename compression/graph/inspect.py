@@ -7,19 +7,24 @@ from pathlib import Path
 
 import onnx
 
+from compression.errors import ModelRejected
 from compression.graph import walk
 from compression.graph.limits import DEFAULT_LIMITS, LARGEST_MESSAGE, Limits
 from compression.graph.load import load
 from compression.graph.macs import count_macs
 from compression.graph.parameters import QUANTIZED_OPERATORS, count_parameters
 from compression.graph.tensors import dtype_name
-from compression.signature import Dimension, ModelSummary, TensorSpec
+from compression.signature import Dimension, ModelSummary, TensorSpec, unfit
 
 
 def inspect_model(path: Path, *, limits: Limits = DEFAULT_LIMITS, held_bytes: int = LARGEST_MESSAGE) -> ModelSummary:
     """Load and describe an ONNX file; raises `ModelRejected` like `compression.graph.load.load`."""
     loaded = load(path, limits=limits, held_bytes=held_bytes)
-    return summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
+    summary = summarize(loaded.model, loaded.file_bytes, loaded.external_data_bytes)
+    reason = unfit(summary)
+    if reason is not None:
+        raise ModelRejected("invalid_model", f"The model cannot be described. {reason}")
+    return summary
 
 
 def summarize(model: onnx.ModelProto, file_bytes: int, external_data_bytes: int) -> ModelSummary:

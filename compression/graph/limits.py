@@ -21,6 +21,7 @@ class Limits:
         max_total_bytes: Bytes of the graph and all its external data together.
         max_held_bytes: Bytes of external data, where all of it is read into memory.
         max_nodes: Nodes, those of subgraphs and of expanded functions included.
+        max_parts: Fields of all messages in a file, of every kind and at every depth.
         max_initializers: Stored tensors, those of subgraphs included.
         max_depth: Levels of subgraphs inside subgraphs.
         max_modules: Layers of an architecture that is built for a `state_dict`.
@@ -31,6 +32,7 @@ class Limits:
     max_total_bytes: int = 2**36
     max_held_bytes: int = 2**32
     max_nodes: int = 200_000
+    max_parts: int = 12_800_000
     max_initializers: int = 200_000
     max_depth: int = 8
     max_modules: int = 20_000

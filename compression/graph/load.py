@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from compression.errors import ModelRejected
 from compression.graph import functions, shapes, walk
 from compression.graph.architectures.formats import LEVITY_MAGIC, holds_weights
 from compression.graph.limits import ALLOWED_DOMAINS, DEFAULT_LIMITS, LARGEST_MESSAGE, SMALLEST_OUTSIDE, Limits
+from compression.graph.names import check_names
 from compression.graph.skeleton import outside_bytes, weight_bytes, with_weights_as_inputs
 from compression.graph.tensors import ExternalData, check_declared, element_count, is_external, is_pinned, stored_bytes
-from compression.graph.wire import CutShort, NotWireFormat, outline
+from compression.graph.wire import CutShort, NotWireFormat, count_parts, outline
 
+_MANY_PARTS_ABOVE = 2**20
+
+_ELEMENT_TYPES = frozenset(TensorProto.DataType.values())
 FLOAT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 
 
@@ -67,6 +72,7 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS, held_bytes: int | None 
     try:
         model, graph_bytes = _parse(path, limits)
         _check_structure(model, limits)
+        check_names(model)
         external = ExternalData(path.parent)
         outside = _check_tensors(model, external, graph_bytes, limits)
         _check_domains(model)
@@ -78,6 +84,7 @@ def load(path: Path, *, limits: Limits = DEFAULT_LIMITS, held_bytes: int | None 
         _check_structure(model, limits)
     except MemoryError:
         raise ModelRejected("model_too_large", "The model needs more memory than this process may use.") from None
+    _check_signature(model.graph)
     _check_meaning(model, limits)
     return LoadedModel(model, graph_bytes + external.total_bytes, external.total_bytes, external.files)
 
@@ -105,6 +112,7 @@ def _parse(path: Path, limits: Limits) -> tuple[onnx.ModelProto, int]:
     if not data:
         raise ModelRejected("not_onnx", "The file is empty.")
     _check_counts(counted.nodes, counted.initializers, limits)
+    _check_parts(data, limits)
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError:
@@ -115,6 +123,18 @@ def _parse(path: Path, limits: Limits) -> tuple[onnx.ModelProto, int]:
         code = "truncated_model" if model.ir_version else "not_onnx"
         raise ModelRejected(code, f"The file names no {missing}: it is incomplete, or no ONNX model.")
     return model, size
+
+
+def _check_parts(data: bytes, limits: Limits) -> None:
+    """Refuse what would take far more memory than the file has bytes; what is small cannot."""
+    if len(data) <= _MANY_PARTS_ABOVE:
+        return
+    try:
+        parts = count_parts(data, stop_at=limits.max_parts)
+    except NotWireFormat:
+        raise ModelRejected("not_onnx", "The bytes are not an ONNX model: its parts cannot be decoded.") from None
+    if parts > limits.max_parts:
+        raise ModelRejected("too_many_nodes", f"The file consists of more than {limits.max_parts} parts.")
 
 
 def _check_counts(nodes: int, initializers: int, limits: Limits) -> None:
@@ -138,6 +158,12 @@ def _check_structure(model: onnx.ModelProto, limits: Limits) -> None:
 
 def _check_tensors(model: onnx.ModelProto, external: ExternalData, graph_bytes: int, limits: Limits) -> int:
     """Bytes of all tensors in external data."""
+    for sparse in walk.sparse_tensors(model):
+        # Runtimes fill them up.
+        if any(length < 0 for length in sparse.dims) or 8 * math.prod(sparse.dims) > limits.max_activation_bytes:
+            raise ModelRejected(
+                "model_too_large", f"Sparse tensor '{sparse.values.name}' has {list(sparse.dims)} places."
+            )
     total = graph_bytes
     for tensor in walk.tensors(model):
         check_declared(tensor)
@@ -221,8 +247,23 @@ def _constant_weight(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return None
 
 
+def _check_signature(graph: onnx.GraphProto) -> None:
+    """Inputs and outputs must say what they hold: nobody could feed or read them otherwise."""
+    for value in (*graph.input, *graph.output):
+        kind = value.type.tensor_type.elem_type
+        tensor = value.type.WhichOneof("value") == "tensor_type"
+        if tensor and (kind not in _ELEMENT_TYPES or kind == TensorProto.UNDEFINED):
+            raise ModelRejected("invalid_model", f"Input or output '{value.name}' has the unknown element type {kind}.")
+
+
 def _check_meaning(model: onnx.ModelProto, limits: Limits) -> None:
     """The specification's own checks, and the sizes of what the graph computes."""
+    newest = onnx.defs.onnx_opset_version()
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version > newest:
+            raise ModelRejected(
+                "invalid_model", f"The model is written for operator set {entry.version}; up to {newest} are known."
+            )
     try:
         fits = weight_bytes(model) <= LARGEST_MESSAGE and not outside_bytes(model)
         # What tensors declare is checked already (`check_declared`), so the checker misses nothing.
@@ -234,6 +275,8 @@ def _check_meaning(model: onnx.ModelProto, limits: Limits) -> None:
         # The checker's C++ lets other exceptions through on inputs that it did not foresee.
         raise ModelRejected("invalid_model", f"The model cannot be checked: {_short(error)}") from None
     for name, known in inferred.items():
+        if known.onnx_type not in _ELEMENT_TYPES:
+            raise ModelRejected("invalid_model", f"'{name}' has the unknown element type {known.onnx_type}.")
         elements = known.elements
         if elements is not None and elements * known.itemsize > limits.max_activation_bytes:
             raise ModelRejected(

@@ -59,6 +59,8 @@ def check_declared(tensor: onnx.TensorProto) -> None:
         raise ModelRejected("invalid_model", f"Tensor '{name}' has the unknown element type {tensor.data_type}.")
     if any(length < 0 for length in tensor.dims):
         raise ModelRejected("invalid_model", f"Tensor '{name}' has a negative dimension: {list(tensor.dims)}.")
+    if tensor.HasField("segment"):
+        raise ModelRejected("invalid_model", f"Tensor '{name}' comes in segments, which nothing reads.")
     if is_external(tensor):
         return
     count = element_count(tensor)

@@ -34,6 +34,17 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from function.node
 
 
+def sparse_tensors(model: onnx.ModelProto) -> Iterator[onnx.SparseTensorProto]:
+    """Every sparse tensor, in initializers and attributes."""
+    for graph, _ in graphs(model):
+        yield from graph.sparse_initializer
+    for node in nodes(model):
+        for attribute in node.attribute:
+            yield from attribute.sparse_tensors
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor
+
+
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every stored tensor: initializers and attributes, dense and the parts of sparse ones, functions included."""
     for graph, _ in graphs(model):

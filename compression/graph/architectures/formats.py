@@ -6,6 +6,7 @@ import json
 import zipfile
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from compression.errors import ModelRejected
 from compression.graph.limits import Limits
@@ -123,9 +124,9 @@ def _check_torch_archive(path: Path, limits: Limits) -> None:
         )
     if packed > path.stat().st_size:
         raise ModelRejected("archive_unsafe", "The archive's entries overlap.")
+    _check_contents([PurePosixPath(entry.filename) for entry in entries])
     for entry in entries:
         _check_entry(entry)
-    _check_contents([PurePosixPath(entry.filename) for entry in entries])
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
@@ -143,8 +144,6 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
 
 
 def _check_contents(names: list[PurePosixPath]) -> None:
-    if len(set(names)) != len(names):
-        raise ModelRejected("archive_unsafe", "The archive holds two entries of the same name.")
     inner = {PurePosixPath(*name.parts[1:]) for name in names}
     tops = {part.parts[0] for part in inner if part.parts}
     if "constants.pkl" in tops or "code" in tops or "models" in tops or "archive_format" in tops:
@@ -153,11 +152,21 @@ def _check_contents(names: list[PurePosixPath]) -> None:
             "The file is a TorchScript or torch.export archive, which holds code. "
             "Save the weights alone: torch.save(model.state_dict(), path), or safetensors.",
         )
-    if len({name.parts[0] for name in names}) != 1 or PurePosixPath("data.pkl") not in inner:
+    if len(set(names)) != len(names):
+        raise ModelRejected("archive_unsafe", "The archive holds two entries of the same name.")
+    if len({name.parts[:1] for name in names}) != 1 or PurePosixPath("data.pkl") not in inner:
         raise ModelRejected(
             "not_a_state_dict",
             "The zip archive is none that torch.save wrote: it has no data.pkl in its one folder.",
         )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values under one name, readers take one or the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
 
 
 def _check_safetensors(path: Path, limits: Limits) -> None:
@@ -170,7 +179,7 @@ def _check_safetensors(path: Path, limits: Limits) -> None:
         if 8 + length > size:
             raise ModelRejected("truncated_model", "The file begins like safetensors and ends within its header.")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
             entries = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):

@@ -47,7 +47,7 @@ def build(
             make()
     except ModelRejected:
         raise
-    except Exception:  # noqa: BLE001, S110
+    except Exception:  # noqa: BLE001, S110 - see above
         pass
     try:
         with quiet(), _counted(limits):
