@@ -39,7 +39,7 @@ class CollectorThread:
 
     def _run(self) -> None:
         # Workers that started together should not ask together.
-        while not self._over.wait(self._seconds * random.uniform(0.8, 1.2)):  # noqa: S311
+        while not self._over.wait(self._seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - no secret
             try:
                 self._collector.run_if_due()
             except (*AWAY, StoreUnavailable) as error:
