@@ -22,6 +22,7 @@ from catalog.jobs.repository import Jobs
 from catalog.jobs.states import TERMINAL, AttemptOutcome, JobState
 from catalog.jobs.tables import AttemptRow, JobRow
 from catalog.settings import Settings
+from catalog.storage.ledger import DatabaseLedger
 from levity import Job, Levity
 from tests.acceptance.backends import Backend
 from tests.acceptance.processes import ProcessInfo, descendants, eventually, orphans, runs
@@ -111,17 +112,17 @@ class Service:
         self.settings = Settings(**{name: known[name] for name in Settings.model_fields if name in known})
         # Receivers of webhooks are on this machine. A list is JSON here only.
         self.environment["LEVITY_WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.0/8"]'
+        self.database = Database(self.settings.resolved_database_url, pool_size=2)
         with pytest.MonkeyPatch.context() as patch:
             # obstore reads them when the store is opened.
             for name, value in self.environment.items():
                 if name.startswith("AWS_"):
                     patch.setenv(name, value)
-            self.blobs = Blobs.from_settings(self.settings)
+            self.blobs = Blobs.from_settings(self.settings, DatabaseLedger(self.database))
         self.port = _free_port()
         self.api: Process | None = None
         self.other_apis: list[Process] = []
         self.workers: list[Process] = []
-        self.database = Database(self.settings.resolved_database_url, pool_size=2)
         self.client = Levity(f"http://127.0.0.1:{self.port}")
         self._started = 0
 
@@ -139,7 +140,7 @@ class Service:
         api.url = f"http://127.0.0.1:{port}"
         if port != self.port:
             self.other_apis.append(api)
-        eventually(lambda: _answers(api), what="the API answers")
+        eventually(lambda: _answers(api), seconds=120, what="the API answers")
         return api
 
     def start_worker(self, queue: str = "cpu", module: str = "workers", **settings: object) -> Process:
@@ -295,7 +296,7 @@ class Service:
 
     def assert_tidy(self) -> None:
         """Nothing is at work, and nothing is left of what was."""
-        eventually(lambda: not self._leftovers(), seconds=10, what=f"nothing is left over: {self._leftovers()}")
+        eventually(lambda: not self._leftovers(), seconds=30, what=f"nothing is left over: {self._leftovers()}")
 
     def _leftovers(self) -> list[str]:
         left = [f"process {info}" for info in orphans()]

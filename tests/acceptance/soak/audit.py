@@ -15,6 +15,9 @@ from sqlalchemy import select
 from catalog.jobs.repository import Jobs
 from catalog.jobs.states import TERMINAL, AttemptOutcome, JobState
 from catalog.jobs.tables import ArtifactRow, AttemptRow, JobRow
+from catalog.storage.collector import Collector
+from catalog.storage.references import named
+from catalog.storage.verification import verify
 from catalog.webhooks.tables import DeliveryRow
 from catalog.workers.tables import WorkerRow
 from tests.acceptance.harness import Process, Service
@@ -107,6 +110,28 @@ def leaks(service: Service, temporary: Path) -> list[str]:
 
     eventually(lambda: registered() == live, seconds=60, what="dead workers are forgotten")
     return [f"temporary file {path}" for path in temporary.rglob("*")]
+
+
+def leftover_bytes(service: Service) -> tuple[list[str], int, int]:
+    """Bytes that are missing, wrong, or left when nothing names them; how many blobs are named, and were collected."""
+    verdict = verify(service.database, service.blobs)
+    faults = [f"blob {sha256} is missing" for sha256 in verdict.missing]
+    faults += [f"blob {sha256} is not what its name says" for sha256 in verdict.corrupt]
+    settings = service.settings.model_copy(update={"collect_grace_seconds": 0.0})
+    collector = Collector(settings, service.database, service.blobs)
+    collected = sum(collector.run()["blobs"] for _ in range(4))
+    if not verify(service.database, service.blobs).sound:
+        faults.append("collecting took blobs that are named")
+    with service.database.read() as session:
+        named_there = len(named(session))
+    if (stored := stored_blobs(service)) != named_there:
+        faults.append(f"{stored} blobs are stored, {named_there} are named")
+    return faults, named_there, collected
+
+
+def stored_blobs(service: Service) -> int:
+    """How many blobs there is a copy of in the store."""
+    return len({copy.sha256 for _, copies in service.blobs.copies() for copy in copies})
 
 
 class Memory:

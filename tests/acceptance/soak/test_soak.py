@@ -28,6 +28,7 @@ from tests.acceptance.soak.audit import (
     faults_of_deliveries,
     faults_of_jobs,
     leaks,
+    leftover_bytes,
     now,
     wait_until_all_has_ended,
 )
@@ -42,6 +43,8 @@ SEED = int(os.environ.get("LEVITY_SOAK_SEED", str(random.SystemRandom().randrang
 SHARE = dict(zip(NAMES, (1 / 3, 2 / 3), strict=True))
 # Long enough that a machine at its limits keeps its leases, short enough that many are lost.
 PACE = {"lease_seconds": 6, "heartbeat_seconds": 1, "sweep_seconds": 1, "drain_seconds": 2}
+# The collector races with all of it, giving bytes that nothing names longer than any pause lasts.
+COLLECTION = {"collect_seconds": 15, "collect_grace_seconds": 240}
 # Below this, what a process allocates when it is young is all there is to see.
 FLAT_AFTER_MINUTES = 8
 GROWTH_MIB = 24
@@ -70,7 +73,7 @@ def test_soak(name, tmp_path):
     # One answer of ten is a failure.
     answers = [*([Answer(204)] * 9 + [Answer(500)]) * 2000, Answer(204)]
     with backend(name, data_dir, own_redis=True) as chosen, Receiver(*answers) as receiver:
-        service = Service(tmp_path, chosen, data_dir, **PACE)
+        service = Service(tmp_path, chosen, data_dir, **PACE, **COLLECTION)
         service.environment["TMPDIR"] = str(temporary)
         try:
             rows = soak(service, receiver, seconds, files, temporary)
@@ -106,6 +109,7 @@ def soak(service, receiver, seconds, files, temporary):
     job_faults = faults_of_jobs(service, load.orders)
     delivery_faults, deliveries = faults_of_deliveries(service, [one.headers for one in receiver.received])
     left = leaks(service, temporary)
+    byte_faults, named, collected = leftover_bytes(service)
     staged = list((service.data_dir / "staging").iterdir())
     service.blobs.remove_abandoned(older_than=time.time() + 1)
     left += [f"staged file {path}" for path in (service.data_dir / "staging").iterdir()]
@@ -118,13 +122,15 @@ def soak(service, receiver, seconds, files, temporary):
         ("requests asked again", dict(load.retries)),
         ("deliveries", dict(deliveries)),
         ("staged files of killed processes, removed as abandoned", len(staged)),
+        ("blobs that are named; that the collector removed at the end", f"{named}; {collected}"),
         *((f"{name} that lived on: MiB, descriptors", growth(memory, name)) for name in mayhem.witnesses),
         ("jobs lost, doubled, or not as they should be", len(job_faults)),
         ("deliveries lost or doubled", len(delivery_faults)),
         ("processes, files, leases left over", len(left)),
+        ("blobs missing, wrong or left over", len(byte_faults)),
         ("answers that were defects", len(load.defects)),
     ]
-    faults = [*job_faults, *delivery_faults, *left, *load.defects]
+    faults = [*job_faults, *delivery_faults, *left, *byte_faults, *load.defects]
     if seconds >= 60 * FLAT_AFTER_MINUTES:
         for name in mayhem.witnesses:
             early, late, early_files, late_files = memory.growth(name)
