@@ -11,7 +11,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,21 +139,22 @@ class Sandbox:
 
     def why_not(self) -> str | None:
         """Why a child cannot be started at this level; None when it can."""
-        with tempfile.TemporaryDirectory(prefix="levity-probe-") as folder:
-            try:
-                command = self.wrap([sys.executable, "-P", "-s", "-c", "import workers.protocol"], Path(folder))
-                done = subprocess.run(  # noqa: S603 - our own interpreter
-                    command.arguments,
-                    env=command.environment,
-                    cwd=command.folder,
-                    capture_output=True,
-                    text=True,
-                    timeout=_PROBE_SECONDS,
-                    check=False,
-                    stdin=subprocess.DEVNULL,
-                )
-            except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-                return f"{error}."
+        # One for all and for ever: a worker that is killed meanwhile leaves nothing behind.
+        folder = self._settings.folder("probe")
+        try:
+            command = self.wrap([sys.executable, "-P", "-s", "-c", "import workers.protocol"], folder)
+            done = subprocess.run(  # noqa: S603 - our own interpreter
+                command.arguments,
+                env=command.environment,
+                cwd=command.folder,
+                capture_output=True,
+                text=True,
+                timeout=_PROBE_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+            return f"{error}."
         return None if done.returncode == 0 else done.stderr.strip()[-500:] or f"exit status {done.returncode}."
 
     @cached_property
