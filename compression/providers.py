@@ -5,6 +5,7 @@ Processes that only load and run a model import this, so it imports nothing but 
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
 from pathlib import Path
 from typing import Literal
@@ -85,4 +86,9 @@ def installed(*, gpu: bool) -> list[str]:
     folder = Path(spec.origin).parent / "capi"
     names: list[Provider] = ["cuda", "tensorrt"]
     found = [name for name in names if any(folder.glob(f"*onnxruntime_providers_{name}.*"))]
-    return ["cpu", *(found if gpu else ())]
+    return ["cpu", *(name for name in found if name != "tensorrt" or _tensorrt_is_there())] if gpu else ["cpu"]
+
+
+def _tensorrt_is_there() -> bool:
+    """Whether the libraries are there that the provider of this name needs and no package of the runtime brings."""
+    return importlib.util.find_spec("tensorrt_libs") is not None or ctypes.util.find_library("nvinfer") is not None

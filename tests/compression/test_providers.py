@@ -54,6 +54,12 @@ def test_libraries_beside_the_runtime_are_found_without_importing_it(tmp_path, m
     found = type("Spec", (), {"origin": str(package / "__init__.py")})
     monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: found if name == "onnxruntime" else None)
     assert providers.installed(gpu=True) == ["cpu", "cuda"]
+    # The runtime's package holds the provider; what that needs comes from elsewhere, or does not.
+    (package / "capi" / "libonnxruntime_providers_tensorrt.so").touch()
+    monkeypatch.setattr(providers.ctypes.util, "find_library", lambda _name: None)
+    assert providers.installed(gpu=True) == ["cpu", "cuda"]
+    monkeypatch.setattr(providers.ctypes.util, "find_library", lambda name: f"lib{name}.so.10")
+    assert providers.installed(gpu=True) == ["cpu", "cuda", "tensorrt"]
     assert providers.installed(gpu=False) == ["cpu"]
     monkeypatch.setattr(providers.importlib.util, "find_spec", lambda _name: None)
     assert providers.installed(gpu=True) == []

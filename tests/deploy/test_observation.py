@@ -16,6 +16,7 @@ from catalog.blobs import Blobs
 from catalog.db import Database
 from catalog.jobs.states import AttemptOutcome, JobKind, JobState, Queue
 from catalog.settings import Settings
+from catalog.storage.collector import Collector
 from catalog.totals.metrics import COUNTERS, HISTOGRAMS
 from tests.deploy.compose import ROOT
 from tests.deploy.tools import run
@@ -56,7 +57,9 @@ def known(tmp_path_factory):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"))
     database = Database(settings.resolved_database_url)
     database.migrate()
-    metrics = Metrics(database, Blobs.from_settings(settings), worker_silence_seconds=60)
+    blobs = Blobs.from_settings(settings)
+    Collector(settings, database, blobs).run()  # what the store holds is told once it was looked through
+    metrics = Metrics(database, blobs, worker_silence_seconds=60)
     labels = {metric.name.removesuffix("_total"): set(metric.labels) for metric in (*COUNTERS, *HISTOGRAMS)}
     labels |= {counter._name: set(counter._labelnames) for counter in (metrics.requests, metrics.latency)}
     labels |= {counter._name: set(counter._labelnames) for counter in (metrics.received, metrics.sent)}
