@@ -96,11 +96,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         telemetry=_telemetry(),
     )
+    # They are searched in turn: first what is asked most.
     for router in (
+        jobs_router,
         uploads_router,
         models_router,
         datasets_router,
-        jobs_router,
         webhooks_router,
         keys_router,
         usage_router,

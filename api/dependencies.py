@@ -63,12 +63,10 @@ async def _request_id(request: Request) -> str:
     return value
 
 
-async def _services(
-    services: Annotated[Services, Depends(_process)],
-    caller: Annotated[Principal, Depends(_caller)],
-    request_id: Annotated[str, Depends(_request_id)],
-) -> Services:
-    actor = Actor(caller.tenant, caller.key_id, request_id)
+async def _services(request: Request) -> Services:
+    # Called, not asked for as dependencies: resolving those takes longer than all that is done here.
+    services, caller = await _process(request), await _caller(request)
+    actor = Actor(caller.tenant, caller.key_id, await _request_id(request))
     return replace(services, database=services.database.acting(actor))
 
 
