@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from importlib.metadata import version
 
 from anyio import CapacityLimiter
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 _WRITER_THREADS = 8
 # Far longer than any transfer pauses, on this process's or another's behalf.
 _STAGED_SECONDS = 24 * 3600
-# Asked every few seconds by machines.
+# Asked every few seconds by machines: neither traced, nor logged while all is well.
 _UNTRACED = ("/livez", "/readyz", "/metrics")
 _DESCRIPTION = """
 Levity takes weight off neural networks. Upload a model and data, post a job that says what to do, and fetch smaller,
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings is None:
         # The process is ours, and so are its logs. Who embeds the application in a process decides about that.
         logs.configure(chosen, "api", text="%(levelname)s %(name)s: %(message)s")
+        logging.getLogger("uvicorn.access").addFilter(_is_no_probe)
         tracing.start("levity-api")
 
     @asynccontextmanager
@@ -116,6 +118,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.openapi = openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend it
     return app
+
+
+def _is_no_probe(record: logging.LogRecord) -> bool:
+    """Whether a line of the access log tells of more than a machine that asks every few seconds, and is answered."""
+    match record.args:
+        case (_, _, str(path), _, int(status)):
+            return path not in _UNTRACED or status >= HTTPStatus.BAD_REQUEST
+    return True
 
 
 def _telemetry() -> TelemetryConfig:

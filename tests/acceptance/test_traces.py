@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from catalog.webhooks.signatures import new_secret
 from tests.acceptance import processes
-from tests.acceptance.backends import backend
+from tests.acceptance.backends import NAMES, backend
 from tests.acceptance.conftest import DIGITS
 from tests.acceptance.harness import BRIEF, Service
 from tests.acceptance.processes import eventually
@@ -68,19 +68,24 @@ def attributes(span):
     return {entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes}
 
 
+@pytest.fixture(scope="module", params=NAMES[:2])
+def backend_name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def collector():
+def collector(backend_name):
     collector = Collector()
     yield collector
     collector.close()
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory, collector):
+def traced(backend_name, tmp_path_factory, collector):
     """A service that sends its traces to the collector."""
     processes.adopt_orphans()
     folder = tmp_path_factory.mktemp("traced")
-    with backend("sqlite+files", folder / "data") as chosen:
+    with backend(backend_name, folder / "data") as chosen:
         service = Service(folder, chosen, folder / "data")
         service.environment |= {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import promql_parser
@@ -162,12 +163,19 @@ def test_panels_have_titles_of_their_own_and_do_not_overlap():
         taken |= cells
 
 
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool, a part of Prometheus, is absent"
+)
+
+
+@needs_promtool
 def test_rules_by_prometheus_own_tool():
     assert "SUCCESS" in run("promtool", "check", "rules", str(ALERTS))
     assert "SUCCESS" in run("promtool", "test", "rules", str(ROOT / "tests/deploy/alerts_test.yml"))
     run("promtool", "check", "config", "--syntax-only", str(ROOT / "deploy/prometheus/prometheus.yml"))
 
 
+@needs_promtool
 def test_exposition_by_prometheus_own_tool(tmp_path):
     settings = Settings(data_dir=tmp_path)
     database = Database(settings.resolved_database_url)
