@@ -76,7 +76,8 @@ FROM api AS operator
 USER 0:0
 # Debian's version is that of PostgreSQL 17; a newer server needs a newer client.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client \
+    && rm -rf /var/lib/apt/lists/* && install --directory --owner=10001 --group=10001 /backups
 USER 10001:10001
 HEALTHCHECK NONE
 ENTRYPOINT ["python", "-P", "-m", "catalog"]

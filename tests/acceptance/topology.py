@@ -119,7 +119,7 @@ class Topology:
                 return False
             return True
 
-        eventually(made, seconds=90, pause=0.1, what="the S3 server answers")
+        eventually(made, seconds=180, pause=0.1, what="the S3 server answers")
 
     # Levity
 
@@ -179,7 +179,7 @@ class Topology:
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 return False
 
-        eventually(ready, seconds=60, pause=0.1, what=f"{name} is ready")
+        eventually(ready, seconds=180, pause=0.1, what=f"{name} is ready")
         return Levity(f"http://127.0.0.1:{port}", api_key=key)
 
     def start_worker(self, name: str, service: str) -> Started:
