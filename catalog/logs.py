@@ -23,14 +23,16 @@ from catalog.settings import Settings
 
 _STRUCK = "***"
 # Struck out wherever they stand. A password of the database is known besides, and so are keys of the blob store.
+# Every repetition that another try could begin within is bounded: strangers choose some of what is logged, and must not
+# choose how long that takes.
 _SECRETS = (
     (re.compile(r"\b(lv_[0-9a-f]{12}_)[A-Za-z0-9_-]{20,}"), r"\1" + _STRUCK),
     (re.compile(r"\b(whsec_)[A-Za-z0-9+/=_-]+"), r"\1" + _STRUCK),
-    (re.compile(r"\b(eyJ[A-Za-z0-9_-]{4,}\.)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"), r"\1" + _STRUCK),
-    (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://[^\s:/@\"']*:)[^\s/@\"']+@"), r"\1" + _STRUCK + "@"),
-    (re.compile(r"\b(bearer\s+)(?!lv_|eyJ)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1" + _STRUCK),
-    (re.compile(r"\b((?:password|secret_access_key|session_token)\s*[=:]\s*['\"]?)[^\s'\",;&]+", re.IGNORECASE),
-     r"\1" + _STRUCK),
+    (re.compile(r"\b(eyJ[A-Za-z0-9_-]{4,999}\.)[A-Za-z0-9_-]{1,9999}\.[A-Za-z0-9_-]+"), r"\1" + _STRUCK),
+    (re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s:/@\"']{0,99}:)[^\s/@\"']{1,999}@"), r"\1" + _STRUCK + "@"),
+    (re.compile(r"\b(bearer\s{1,9})(?!lv_|eyJ)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), r"\1" + _STRUCK),
+    (re.compile(r"\b((?:password|secret_access_key|session_token)\s{0,9}[=:]\s{0,9}['\"]?)[^\s'\",;&]+",
+                re.IGNORECASE), r"\1" + _STRUCK),
 )  # fmt: skip
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "PGPASSWORD")
 # A shorter one is a word that stands in many lines, and no secret.

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 
@@ -121,6 +122,17 @@ raise RuntimeError({DATABASE!r})
     assert "postgresql+psycopg://levity:***@127.0.0.1/levity" in text
     if log_format == "json":
         assert all(json.loads(line)["process"] == "api" for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a.", "-eyJaaaa", "eyJaaaa.", "a://b:", "a:// ", "bearer ", "password= ", "password ", "whsec_", "lv_", "\t"],
+)
+def test_a_hostile_line_takes_no_longer_than_others(unit):
+    line = unit * (200_000 // len(unit))
+    started = time.process_time()
+    logs.redact(line)
+    assert time.process_time() - started < 5
 
 
 def test_what_is_bound_stays_with_its_thread_unless_it_is_carried():
