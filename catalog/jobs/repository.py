@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import Json, db_now, newest_first
+from catalog.db import Base, Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.jobs.states import TERMINAL, TRANSITIONS, JobKind, JobState, Queue
@@ -34,6 +34,7 @@ from catalog.webhooks.states import EVENT_OF_STATE
 _BY_ID = select(JobRow).where(JobRow.id == bindparam("job_id")).execution_options(populate_existing=True)
 # What webhooks are told of a job.
 _TOLD = tuple(getattr(JobRow, entry.name) for entry in fields(JobFacts))
+_NEW_EVENT = insert(Base.metadata.tables[EventRow.__tablename__])  # an entity would be looked for in the session
 _DATASETS_OF = select(JobDatasetRow.role, JobDatasetRow.dataset_id).where(JobDatasetRow.job_id == bindparam("job_id"))
 
 
@@ -321,7 +322,8 @@ def append_event(session: Session, job_id: str, type_: str, data: Json) -> int:
 
 
 def _record(session: Session, job_id: str, seq: int, *, at: float, type_: str, attempt: int, data: Json) -> None:
-    session.execute(insert(EventRow).values(job_id=job_id, seq=seq, at=at, type=str(type_), attempt=attempt, data=data))
+    row = {"job_id": job_id, "seq": seq, "at": at, "type": str(type_), "attempt": attempt, "data": data}
+    session.execute(_NEW_EVENT, row)
 
 
 def _facts(job: object) -> JobFacts:
