@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _WRITER_THREADS = 8
 # Far longer than any transfer pauses, on this process's or another's behalf.
 _STAGED_SECONDS = 24 * 3600
+_TIDY_SECONDS = 3600
 # Asked every few seconds by machines: neither traced, nor logged while all is well.
 _UNTRACED = ("/livez", "/readyz", "/metrics")
 _DESCRIPTION = """
@@ -80,8 +81,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = await run_sync(_open, chosen)
         app.state.services = services
+        tidying = asyncio.create_task(_tidy(services.blobs))
         with notice_signals(services.stopping):
             yield
+        tidying.cancel()
         await run_sync(services.database.dispose)
         if settings is None:
             await run_sync(tracing.stop)
@@ -140,6 +143,16 @@ def _telemetry() -> TelemetryConfig:
         "auto_configure": False,
         "exclude": lambda scope: scope.get("path") in _UNTRACED,
     }
+
+
+async def _tidy(blobs: Blobs) -> None:
+    """Now and then remove what uploads left whose process was killed. Workers do so on machines that have one."""
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        try:
+            await run_sync(partial(blobs.remove_abandoned, older_than=time.time() - _STAGED_SECONDS))
+        except OSError as error:
+            logger.warning("staged files could not be removed: %s", error)
 
 
 def _open(settings: Settings) -> Services:

@@ -41,15 +41,20 @@ def add_commands(commands: Commands) -> None:
 
 def _verify(database: Database, options: argparse.Namespace) -> None:
     verdict = verify(database, Blobs.from_settings(Settings()), quick=options.quick)
-    _report(f"{'There' if options.quick else 'Sound'} are", verdict)
+    if options.quick:
+        _report(f"There are {verdict.blobs} blobs.", verdict)
+    else:
+        _report(f"Sound are {_sum(verdict.blobs, verdict.bytes)}.", verdict)
 
 
 def _back_up(database: Database, options: argparse.Namespace) -> None:
-    _report("The backup holds", back_up(database, Blobs.from_settings(Settings()), options.folder))
+    verdict = back_up(database, Blobs.from_settings(Settings()), options.folder)
+    _report(f"The backup holds {_sum(verdict.blobs, verdict.bytes)}.", verdict)
 
 
 def _restore(database: Database, options: argparse.Namespace) -> None:
-    _report("Restored are", restore(database, Blobs.from_settings(Settings()), options.folder))
+    verdict = restore(database, Blobs.from_settings(Settings()), options.folder)
+    _report(f"Restored are {_sum(verdict.blobs, verdict.bytes)}.", verdict)
 
 
 def _report(what: str, verdict: Verdict) -> None:
@@ -57,7 +62,7 @@ def _report(what: str, verdict: Verdict) -> None:
         _say(f"missing {sha256}")
     for sha256 in verdict.corrupt:
         _say(f"corrupt {sha256}")
-    _say(f"{what} {_sum(verdict.blobs, verdict.bytes)}.")
+    _say(what)
     if not verdict.sound:
         raise Unsound(f"{len(verdict.missing)} blobs are missing, {len(verdict.corrupt)} are corrupt.")
 

@@ -21,6 +21,7 @@ from catalog.jobs.states import JobKind, Queue
 from catalog.jobs.tables import JobRow
 from catalog.models.repository import Models
 from catalog.settings import Settings
+from catalog.storage.ledger import DatabaseLedger
 from workers.alarm import Alarm
 from workers.children import Children
 from workers.devices import Device
@@ -63,7 +64,7 @@ class Bench:
         self.settings = Settings(data_dir=root, **(fast | settings))
         shutil.copyfile(template, self.settings.folder(".") / "levity.db")
         self.database = Database(self.settings.resolved_database_url)
-        self.blobs = Blobs.from_settings(self.settings)
+        self.blobs = Blobs.from_settings(self.settings, DatabaseLedger(self.database))
         self.drain = Drain()
         self.sandbox = StandInSandbox(level, self.settings, Queue.CPU)
         self.children = Children(self.sandbox, self.settings.folder("work"), warm=0, refill_at_once=True)

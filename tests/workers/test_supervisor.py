@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,13 +14,19 @@ import pytest
 from sqlalchemy import delete, update
 from sqlalchemy.exc import OperationalError
 
+from catalog.blobs import Blobs
 from catalog.db import db_now
+from catalog.errors import StoreUnavailable
 from catalog.jobs.leases import Leases
 from catalog.jobs.repository import Jobs
 from catalog.jobs.states import JobKind, Queue
 from catalog.jobs.tables import JobRow, StepCacheRow
+from catalog.models.repository import Models
 from catalog.models.tables import ModelRow
+from catalog.storage.collector import Collector
+from catalog.storage.tables import BlobRow
 from tests.workers.conftest import MIB, PRUNE
+from workers.lease import Lease
 
 CLUSTER = {"type": "cluster", "clusters": 16}
 
@@ -343,6 +350,96 @@ def test_a_full_disk_is_worth_another_attempt(bench, monkeypatch):
         assert Jobs(session).artifacts(job_id) == []
     assert (attempt.error["code"], attempt.error["retryable"]) == ("store_full", True)
     bench.assert_tidy()
+
+
+def test_a_store_that_is_away_for_a_while_costs_nothing(bench, monkeypatch):
+    """Before the child starts, when a step is kept, and when the result is stored."""
+    asked = []
+    size = Blobs._size
+
+    def answer_now_and_then(blobs, key):
+        asked.append(key)
+        if len(asked) % 3:
+            raise StoreUnavailable("The blob store does not answer; try again later.")
+        return size(blobs, key)
+
+    job_id = bench.add("steps")
+    monkeypatch.setattr(Blobs, "_size", answer_now_and_then)
+    bench.supervisor.run(*bench.claim())
+    monkeypatch.undo()
+    assert (bench.job(job_id).state, bench.job(job_id).attempt) == ("succeeded", 1)
+    assert len(asked) >= 5
+    bench.assert_tidy()
+
+
+@pytest.mark.parametrize("stop", ["time limit", "cancel", "patience"])
+def test_a_store_that_stays_away_is_not_waited_for_for_ever(bench, monkeypatch, stop):
+    def away(*_):
+        raise StoreUnavailable("The blob store does not answer; try again later.")
+
+    job_id = bench.add(time_limit_seconds=1.5 if stop == "time limit" else 60)
+    monkeypatch.setattr(Blobs, "_size", away)
+    if stop == "patience":
+        patiently = Lease.patiently
+        monkeypatch.setattr(Lease, "patiently", lambda lease, action, **_: patiently(lease, action, store_seconds=1))
+    thread = threading.Thread(target=bench.supervisor.run, args=bench.claim())
+    thread.start()
+    if stop == "cancel":
+        time.sleep(0.7)
+        with bench.database.write() as session:
+            Jobs(session).request_cancel(job_id)
+    thread.join(30)
+    assert not thread.is_alive()
+    monkeypatch.undo()
+    job = bench.job(job_id)
+    assert job.state == {"time limit": "expired", "cancel": "cancelled", "patience": "queued"}[stop]
+    if stop == "patience":
+        with bench.database.read() as session:
+            (attempt,) = Jobs(session).attempts(job_id)
+        assert (attempt.error["code"], attempt.error["retryable"]) == ("store_unavailable", True)
+    bench.assert_tidy()
+
+
+def test_bytes_that_were_collected_before_they_were_named_are_worth_another_attempt(bench, monkeypatch):
+    job_id = bench.add()
+    publish = Leases.publish
+
+    def late(leases, claim, *, artifacts, result):
+        with monkeypatch.context() as patch:
+            patch.setattr(Leases, "publish", publish)
+            leases._session.execute(update(BlobRow).values(live=False, generation=BlobRow.generation + 1))
+            return leases.publish(claim, artifacts=artifacts, result=result)
+
+    monkeypatch.setattr(Leases, "publish", late)
+    bench.supervisor.run(*bench.claim())
+    monkeypatch.undo()
+    assert bench.job(job_id).state == "queued"
+    with bench.database.read() as session:
+        (attempt,) = Jobs(session).attempts(job_id)
+    assert (attempt.error["code"], attempt.error["retryable"]) == ("bytes_gone", True)
+    with bench.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(available_at=0))
+    bench.supervisor.run(*bench.claim())
+    assert bench.job(job_id).state == "succeeded"
+    assert bench.artifact(job_id)
+
+
+def test_what_a_job_left_is_collected_when_it_is_forgotten(bench):
+    """Model, artifacts, steps and checkpoints of a real run."""
+    bench.settings = bench.settings.model_copy(
+        update={"collect_grace_seconds": -1.0, "step_cache_retention_seconds": 1.0, "job_retention_seconds": 1.0}
+    )
+    job = bench.run("steps")
+    collector = Collector(bench.settings, bench.database, bench.blobs)
+    collector.run()
+    assert bench.artifact(job.id)
+    with bench.database.write() as session:
+        session.execute(update(StepCacheRow).values(used_at=0.0))
+        session.execute(update(JobRow).values(finished_at=0.0))
+        Models(session).delete(Models(session).get(job.model_id))
+    done = collector.run()
+    assert (done["jobs"], done["steps"] > 0, done["blobs"] > 2) == (1, True, True)
+    assert [batch for _, batch in bench.blobs.copies()] == []
 
 
 def test_an_inspection_that_finds_no_model_rejects_it(bench):
