@@ -68,6 +68,13 @@ def test_every_service_is_confined_and_watched(service):
 
 
 @pytest.mark.parametrize("service", OURS)
+def test_no_registry_is_asked_for_our_images(service):
+    assert SERVICES[service]["pull_policy"] == "never"
+    built = {settings["image"] for settings in SERVICES.values() if "build" in settings}
+    assert SERVICES[service]["image"] in built
+
+
+@pytest.mark.parametrize("service", OURS)
 def test_settings_exist_and_hold_no_secret(service):
     environment = SERVICES[service]["environment"]
     known = {f"LEVITY_{name.upper()}" for name in Settings.model_fields}
