@@ -39,6 +39,7 @@ def describe(sandbox: Sandbox, *, threads: int, devices: Sequence[Device] = ()) 
         "gpus": [{"name": device.name, "memory_bytes": device.memory_bytes} for device in devices],
         "providers": providers.installed(gpu=bool(devices)),
         "sandbox": sandbox.level,
+        "reach": sandbox.reach.model_dump(),
         "versions": _versions(),
         "memory_limit_bytes": sandbox.memory_limit,
         "threads": threads or len(os.sched_getaffinity(0)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import compression
 import workers
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
+from workers import probe
 from workers.devices import Device, device_files
 from workers.log_tail import PathNames, path_names
 from workers.protocol import Limits
@@ -50,7 +50,6 @@ _SYSTEM_FILES = (
     "/sys/class/powercap",
     "/sys/devices/virtual/powercap",
 )
-_PROBE_SECONDS = 30
 
 
 class SandboxUnavailable(Exception):
@@ -138,24 +137,23 @@ class Sandbox:
         return Command(arguments, environment, workdir)
 
     def why_not(self) -> str | None:
-        """Why a child cannot be started at this level; None when it can."""
-        # One for all and for ever: a worker that is killed meanwhile leaves nothing behind.
-        folder = self._settings.folder("probe")
+        """Why a child cannot be started at this level, or what it could reach all the same; None when all is well."""
         try:
-            command = self.wrap([sys.executable, "-P", "-s", "-c", "import workers.protocol"], folder)
-            done = subprocess.run(  # noqa: S603 - our own interpreter
-                command.arguments,
-                env=command.environment,
-                cwd=command.folder,
-                capture_output=True,
-                text=True,
-                timeout=_PROBE_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
-            return f"{error}."
-        return None if done.returncode == 0 else done.stderr.strip()[-500:] or f"exit status {done.returncode}."
+            reach = probe.measure(self.wrap, self._settings.folder("probe"))
+        except probe.ProbeFailed as error:
+            return str(error)
+        if self.level == "bubblewrap" and any(dict(reach).values()):
+            return f"a process inside could reach {reach}."
+        return None
+
+    @cached_property
+    def reach(self) -> probe.Reach:
+        """What a child can reach, as tried; everything where that cannot be tried."""
+        try:
+            return probe.measure(self.wrap, self._settings.folder("probe"))
+        except probe.ProbeFailed as error:
+            logger.warning("what children can reach is not known: %s", error)
+            return probe.EVERYTHING
 
     @cached_property
     def path_names(self) -> PathNames:

@@ -44,7 +44,8 @@ class WorkerDescription(Document):
     queue: Queue
     concurrency: int
     capabilities: dict[str, Any]
-    """CPU flags (`isa`), `gpus`, `providers`, `sandbox` level, library versions, limits."""
+    """CPU flags (`isa`), `gpus`, `providers`, `sandbox` level and what its children
+    can `reach` (`network`, `files`, `processes`), as tried when it started, library versions, limits."""
 
 
 class Limits(Document):

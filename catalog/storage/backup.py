@@ -230,7 +230,7 @@ def _run(database: Database, program: str, *arguments: str) -> None:
     }
     command = [program, f"--dbname={url.database or ''}", *arguments]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603 - ours
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603 - our own command
     except FileNotFoundError as error:
         raise BackupFailed(f"{program} is not installed; it comes with PostgreSQL's client programs.") from error
     except subprocess.CalledProcessError as error:

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import onnx
-
 _VARINT, _I64, _LENGTH, _I32 = 0, 1, 2, 5
 _MODEL_FIELDS = {
     1: _VARINT,  # ir_version
@@ -87,6 +85,8 @@ def count_parts(data: bytes, *, stop_at: int) -> int:
     Raises:
         NotWireFormat: a message is cut short or none.
     """
+    import onnx  # noqa: PLC0415 - telling formats apart must not wait for it
+
     total = 0
     pending: list[tuple[Any, int, int]] = [(onnx.ModelProto.DESCRIPTOR, 0, len(data))]
     try:

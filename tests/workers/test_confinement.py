@@ -17,6 +17,7 @@ import pytest
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
 from tests.workers.conftest import MIB, Bench, require_level
+from workers.capabilities import describe
 from workers.children import Children
 from workers.protocol import Limits
 from workers.sandbox import Sandbox, SandboxUnavailable
@@ -174,3 +175,33 @@ def test_auto_falls_back_and_says_so(tmp_path, monkeypatch, caplog):
 
 def test_gpu_children_have_no_limit_on_address_space(tmp_path):
     assert Sandbox("rlimits", Settings(data_dir=tmp_path), Queue.GPU).memory_limit is None
+
+
+def test_what_a_worker_says_of_its_sandbox_is_what_a_child_can_do(bench_of_each_level, listeners, monkeypatch):
+    monkeypatch.setenv("LEVITY_DATABASE_URL_SECRET", "hunter2")
+    bench = bench_of_each_level
+    said = describe(bench.sandbox, threads=1)
+    found = look_around(bench, listeners)
+    secret = str(bench.settings.root.parent / "secret")
+    assert said["sandbox"] == bench.sandbox.level
+    assert said["reach"] == {
+        "network": found["connected"],
+        "files": secret in found["readable"] or secret in found["writable"],
+        "processes": found["processes"] > 3,
+    }
+    assert said["memory_limit_bytes"] == found["address_space"]
+    # At no level does it get the worker's environment.
+    assert "LEVITY_DATABASE_URL_SECRET" not in found["environment"]
+    wide_open = bench.sandbox.level == "rlimits"
+    assert set(said["reach"].values()) == {wide_open}
+
+
+def test_a_sandbox_that_holds_nothing_back_is_not_taken_for_one(tmp_path, monkeypatch, caplog):
+    confined = Sandbox.wrap
+
+    def wrap(self, *arguments):
+        return confined(Sandbox("rlimits", Settings(data_dir=tmp_path), Queue.CPU), *arguments)
+
+    monkeypatch.setattr(Sandbox, "wrap", wrap)
+    assert Sandbox.choose(Settings(data_dir=tmp_path, sandbox="auto"), Queue.CPU).level == "rlimits"
+    assert "could reach network, files, processes" in caplog.text
