@@ -174,6 +174,7 @@ def test_worker_told_to_go_finishes_what_is_nearly_done(service, inputs):
     assert attempts(service, job) == [("succeeded", None)]
 
 
+@pytest.mark.faults
 def test_api_killed_while_jobs_are_submitted(service, inputs):
     """Every job that was accepted ends, and none of the repeated submissions made a second one."""
     mark = str(uuid.uuid4())

@@ -27,7 +27,7 @@ from tests.acceptance.soak.load import Order
 MIB = 2**20
 
 
-def wait_until_all_has_ended(service: Service, seconds: float = 300) -> None:
+def wait_until_all_has_ended(service: Service, seconds: float = 900) -> None:
     """Also inspections, and deliveries under way."""
 
     def unfinished() -> list[str]:

@@ -25,6 +25,8 @@ T = TypeVar("T")
 SUCCEEDED = frozenset({"succeeded"})
 # Kills cost attempts; nobody should run out of them here.
 MANY = 100
+# A job that trains may be killed many times before it gets through on a busy machine.
+_PATIENCE_SECONDS = 1500
 _UNREACHABLE = frozenset({"unreachable", "wait_timeout", "http_502", "http_504"})
 
 
@@ -101,7 +103,7 @@ class Load:
                 self.defects.append(traceback.format_exc())
                 time.sleep(1)
 
-    def _patiently(self, rng: random.Random, action: Callable[[Levity], T], seconds: float = 300) -> T:
+    def _patiently(self, rng: random.Random, action: Callable[[Levity], T], seconds: float = _PATIENCE_SECONDS) -> T:
         """Ask one process after another until one answers. What it says otherwise is an error of the service."""
         deadline = time.monotonic() + seconds
         while True:
