@@ -76,7 +76,9 @@ class Load:
         self._lock = threading.Lock()
         works = [self._submit_jobs] * callers + [self._send_files]
         self._threads = [
-            threading.Thread(target=self._run, args=(work, random.Random(f"{seed}-{number}")), name=f"caller-{number}")
+            threading.Thread(
+                target=self._run, args=(work, random.Random(f"{seed}-{number}")), name=f"caller-{number}", daemon=True
+            )
             for number, work in enumerate(works)
         ]
 
