@@ -43,6 +43,8 @@ about one part alone is tested there as well, as named.
 12. Slow bodies, and ten gigabytes too many, while others are served.
     faults/test_bodies.py::test_slow_bodies_and_an_overrun
 13. Hostile files: no other file touched, no packet sent.
+    ../hostile/test_corpus.py::test_hostile_file
+    ../hostile/test_payload.py::test_a_payload_that_runs_in_the_sandbox_reaches_nothing
     ../workers/test_confinement.py::test_bubblewrap_shows_the_libraries_and_nothing_else
 14. Receivers of webhooks that fail, hang, redirect to metadata addresses or rebind their name; rotation.
     test_webhooks.py::test_a_receiver_that_fails_first
