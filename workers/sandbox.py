@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ _SYSTEM_FILES = (
     "/sys/class/powercap",
     "/sys/devices/virtual/powercap",
 )
+_SIGHT_SECONDS = 60
 
 
 class SandboxUnavailable(Exception):
@@ -78,6 +80,8 @@ class Sandbox:
     def __init__(self, level: Level, settings: Settings, queue: Queue) -> None:
         self.level = level
         self.memory_limit = None if queue is Queue.GPU else settings.resolved_memory_limit
+        self.hides_devices = True
+        """Whether files of devices that a child is not given are out of its sight."""
         self._settings = settings
         self._queue = queue
 
@@ -131,7 +135,7 @@ class Sandbox:
             environment["CUDA_VISIBLE_DEVICES"] = device.selector
         if self.level == "bubblewrap":
             here = ["--bind", str(workdir), str(_INSIDE), "--remount-ro", "/", "--chdir", str(_INSIDE)]
-            files = device_files(device) if self._queue is Queue.GPU else []
+            files = device_files(device if self.hides_devices else None) if self._queue is Queue.GPU else []
             shown = [word for file in files for word in ("--dev-bind", str(file), str(file))]
             arguments = [*self._bubblewrap, *shown, *here, *arguments]
         return Command(arguments, environment, workdir)
@@ -154,6 +158,30 @@ class Sandbox:
         except probe.ProbeFailed as error:
             logger.warning("what children can reach is not known: %s", error)
             return probe.EVERYTHING
+
+    def sees(self, device: Device) -> bool:
+        """Whether a child that is given this CUDA device sees it, and no other."""
+        try:
+            done = self._run("from workers.devices import cuda_devices; print(len(cuda_devices()))", device)
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return done.stdout.strip() == "1"
+
+    def _run(self, program: str, device: Device | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a line of Python like a child, to its end."""
+        # One folder for all and for ever: a worker that is killed meanwhile leaves nothing behind.
+        folder = self._settings.folder("probe")
+        command = self.wrap([sys.executable, "-P", "-s", "-c", program], folder, device)
+        return subprocess.run(  # noqa: S603 - our own interpreter
+            command.arguments,
+            env=command.environment,
+            cwd=command.folder,
+            capture_output=True,
+            text=True,
+            timeout=_SIGHT_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
 
     @cached_property
     def path_names(self) -> PathNames:

@@ -51,6 +51,8 @@ def serve(settings: Settings, queue: Queue, concurrency: int) -> None:
     devices = _reserve(settings, concurrency) if queue is Queue.GPU else None
     worker_id = new_id("wrk")
     sandbox = Sandbox.choose(settings, queue)
+    if devices is not None:
+        _check_sight(sandbox, devices)
     workspace = Workspace(settings.folder("work"), worker_id)
     children = Children(
         sandbox,
@@ -153,6 +155,20 @@ def _reserve(settings: Settings, concurrency: int) -> Reserved:
     for device in devices.devices:
         logger.info("jobs compute on %s (%s)", device, device.selector)
     return devices
+
+
+def _check_sight(sandbox: Sandbox, devices: Reserved) -> None:
+    """See that children find their devices: better missed now than in every job."""
+    if all(map(sandbox.sees, devices.devices)):
+        return
+    sandbox.hides_devices = False
+    unseen = [device for device in devices.devices if not sandbox.sees(device)]
+    if unseen:
+        raise CannotServe(
+            f"Children do not see {unseen[0]} ({unseen[0].selector}), confined by {sandbox.level}, though this process "
+            "does. LEVITY_SANDBOX=rlimits would show them everything."
+        )
+    logger.warning("the driver does not start where other devices' files are hidden: children see them all")
 
 
 def _stop_on_signals(drain: Drain, drain_seconds: float) -> None:

@@ -12,11 +12,12 @@ import pytest
 
 from catalog.jobs.states import Queue
 from catalog.settings import Settings
-from tests.workers.conftest import StandInSandbox
+from tests.workers.conftest import StandInSandbox, require_level
 from workers import capabilities
 from workers.children import Children
-from workers.devices import Device, NoFreeDevice, Reserved, device_files, devices_of
+from workers.devices import Device, NoFreeDevice, Reserved, cuda_devices, device_files, devices_of
 from workers.sandbox import Sandbox
+from workers.service import CannotServe, _check_sight
 
 GIB = 2**30
 IDS = [uuid.UUID(int=number) for number in (7, 8)]
@@ -240,3 +241,35 @@ def _lowest(pid):
         if not below:
             return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
         pid = int(below[0])
+
+
+class Blind(StandInSandbox):
+    """Children find a device only when all files are shown, or not at all."""
+
+    def __init__(self, *arguments, ever):
+        super().__init__(*arguments)
+        self.ever = ever
+
+    def sees(self, _device):
+        return self.ever and not self.hides_devices
+
+
+def test_a_worker_sees_to_it_that_children_find_their_devices(tmp_path, caplog):
+    settings = Settings(data_dir=tmp_path)
+    with Reserved([device(0), device(1)], 2, tmp_path) as devices:
+        sandbox = Blind("bubblewrap", settings, Queue.GPU, ever=True)
+        _check_sight(sandbox, devices)
+        assert sandbox.hides_devices is False
+        assert "children see them all" in caplog.text
+        with pytest.raises(CannotServe, match=r"do not see Card 0, 8.0 GiB \(GPU-0\), confined by bubblewrap"):
+            _check_sight(Blind("bubblewrap", settings, Queue.GPU, ever=False), devices)
+
+
+@pytest.mark.parametrize("level", ["rlimits", "bubblewrap"])
+def test_whether_a_child_sees_a_device_is_asked_of_a_child(tmp_path, level):
+    require_level(level, tmp_path)
+    sandbox = Sandbox(level, Settings(data_dir=tmp_path), Queue.GPU)
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    assert sandbox._run(program, device(1)).stdout == "GPU-1\n"
+    here = cuda_devices()
+    assert sandbox.sees(here[0] if here else device(0)) is bool(here)
