@@ -249,20 +249,28 @@ class Supervisor:
         """Store a step once, and a checkpoint as often as it comes; what belongs to another job is left alone."""
         if event.key in inputs.keys and event.key not in stored:
             stored.add(event.key)
-            self._keep_files(lease, child, event, "finished step", obsolete=checkpoint_key(event.key))
+            self._keep_files(lease, child, inputs, event, "finished step", obsolete=checkpoint_key(event.key))
             self._note_step(lease, inputs, list(inputs.keys).index(event.key), cached=False)
         elif event.key in {checkpoint_key(key) for key in inputs.keys}:
             # The bytes of the one before are left to the collector: they may be those of somebody's model.
-            self._keep_files(lease, child, event, "checkpoint")
+            self._keep_files(lease, child, inputs, event, "checkpoint")
 
     def _keep_files(
-        self, lease: Lease, child: Child, event: StepFinished, what: str, *, obsolete: str | None = None
+        self,
+        lease: Lease,
+        child: Child,
+        inputs: Inputs,
+        event: StepFinished,
+        what: str,
+        *,
+        obsolete: str | None = None,
     ) -> None:
         """Store what a step left, so that another attempt or a similar job need not do it again.
 
         Args:
             lease: Of the job.
             child: Where the files are.
+            inputs: What they were made from.
             event: Names them, and the key under which they are kept.
             what: A word for it, in the log.
             obsolete: A key that is forgotten once they are kept.
@@ -277,10 +285,12 @@ class Supervisor:
             logger.warning("job %s: a %s was not kept: %s", lease.claim.job_id, what, error)
             return
 
+        model_sha256 = None if inputs.model is None else inputs.model.sha256
+
         def remember() -> None:
             with self._database.write() as session:
                 finished = FinishedSteps(session, lease.claim.tenant)
-                finished.put(event.key, files)
+                finished.put(event.key, files, model_sha256=model_sha256)
                 if obsolete is not None:
                     finished.drop(obsolete)
 

@@ -19,15 +19,32 @@ class FinishedSteps:
         self._session = session
         self._tenant = tenant
 
-    def put(self, key: str, files: Sequence[Json]) -> None:
-        """Note what a finished step left; the files' bytes are in the blob store already."""
+    def put(self, key: str, files: Sequence[Json], *, model_sha256: str | None = None) -> None:
+        """Note what a finished step left of a model; the files' bytes are in the blob store already."""
         hold(self._session, [file["sha256"] for file in files])
         now = db_now()
-        self._session.merge(StepCacheRow(tenant=self._tenant, key=key, files=list(files), created_at=now, used_at=now))
+        self._session.merge(
+            StepCacheRow(
+                tenant=self._tenant,
+                key=key,
+                files=list(files),
+                model_sha256=model_sha256,
+                created_at=now,
+                used_at=now,
+            )
+        )
 
     def drop(self, key: str) -> None:
         """Forget a key."""
         self._session.execute(delete(StepCacheRow).where(*self._is(key)))
+
+    def drop_of_model(self, model_sha256: str) -> None:
+        """Forget all that was made from a model."""
+        self._session.execute(
+            delete(StepCacheRow)
+            .where(StepCacheRow.tenant == self._tenant, StepCacheRow.model_sha256 == model_sha256)
+            .execution_options(synchronize_session=False)
+        )
 
     def get(self, key: str) -> list[Json]:
         """The files that are noted under a key, marked as used; none where it is not known."""

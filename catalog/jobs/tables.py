@@ -163,6 +163,7 @@ class StepCacheRow(Tenanted, Base):
     """
 
     __tablename__ = "step_cache"
+    __table_args__ = (Index("ix_step_cache_model", "tenant", "model_sha256"),)
 
     tenant: Mapped[str] = mapped_column(
         String(40), primary_key=True, default=DEFAULT_TENANT, server_default=DEFAULT_TENANT
@@ -170,5 +171,7 @@ class StepCacheRow(Tenanted, Base):
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
     files: Mapped[list[Json]]
     """`{name, sha256, size}` of each file of the step's folder."""
+    model_sha256: Mapped[str | None] = mapped_column(String(64))
+    """`ModelRow.sha256` of the model that it was made from."""
     created_at: Mapped[float]
     used_at: Mapped[float]

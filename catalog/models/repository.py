@@ -12,6 +12,7 @@ from catalog.audit.repository import note
 from catalog.db import Json, db_now, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
+from catalog.jobs.step_cache import FinishedSteps
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
 from catalog.storage.ledger import hold
@@ -81,8 +82,13 @@ class Models:
         return Conflict(f"Model {row.id} was rejected: {reason}", code="model_rejected")
 
     def delete(self, row: ModelRow) -> None:
+        """Forget the model, and the steps made from it unless there is another of the same content."""
         note(self._session, "model.deleted", row.id)
         self._session.delete(row)
+        self._session.flush()
+        same = select(ModelRow.id).where(ModelRow.tenant == row.tenant, ModelRow.sha256 == row.sha256).limit(1)
+        if self._session.scalar(same) is None:
+            FinishedSteps(self._session, row.tenant).drop_of_model(row.sha256)
 
 
 def contents(files: Sequence[Json]) -> Json:

@@ -90,7 +90,8 @@ class Collector:
         except _Stopped:
             logger.info("collection was cut off by the end of the process")
         self._sum_up()
-        logger.info("collected %s", ", ".join(f"{count} {name}" for name, count in done.items()))
+        level = logging.INFO if any(done.values()) else logging.DEBUG
+        logger.log(level, "collected %s", ", ".join(f"{count} {name}" for name, count in done.items()))
         return done
 
     def survey(self) -> Survey:

@@ -224,6 +224,29 @@ def _hit(store):
         return row and row.key
 
 
+def test_steps_go_with_the_last_model_that_they_were_made_from(store):
+    bytes_of = {name: store.put(name.encode()) for name in ("model", "other", "step", "of other")}
+    first, second, other = (store.name(bytes_of[name], "model") for name in ("model", "model", "other"))
+    with store.database.write() as session:
+        for tenant in ("default", "acme"):
+            steps = FinishedSteps(session, tenant)
+            for key, model in (("step", "model"), ("of other", "other")):
+                file = {"name": "f", "sha256": bytes_of[key], "size": 4}
+                steps.put(key, [file], model_sha256=bytes_of[model])
+
+    def known():
+        with store.database.read() as session:
+            return sorted(tuple(row) for row in session.execute(select(StepCacheRow.tenant, StepCacheRow.key)))
+
+    everything = known()
+    store.unname(first, "model")
+    assert known() == everything, "there is another model of the same bytes"
+    store.unname(second, "model")
+    assert known() == [entry for entry in everything if entry != ("default", "step")]
+    store.unname(other, "model")
+    assert known() == [("acme", "of other"), ("acme", "step")]
+
+
 def test_jobs_stay_unless_they_are_to_go(store):
     done, failed, queued, running = (job(store) for _ in range(4))
     with store.database.write() as session:

@@ -426,19 +426,19 @@ def test_bytes_that_were_collected_before_they_were_named_are_worth_another_atte
 
 def test_what_a_job_left_is_collected_when_it_is_forgotten(bench):
     """Model, artifacts, steps and checkpoints of a real run."""
-    bench.settings = bench.settings.model_copy(
-        update={"collect_grace_seconds": -1.0, "step_cache_retention_seconds": 1.0, "job_retention_seconds": 1.0}
-    )
+    bench.settings = bench.settings.model_copy(update={"collect_grace_seconds": -1.0, "job_retention_seconds": 1.0})
     job = bench.run("steps")
     collector = Collector(bench.settings, bench.database, bench.blobs)
     collector.run()
     assert bench.artifact(job.id)
     with bench.database.write() as session:
-        session.execute(update(StepCacheRow).values(used_at=0.0))
         session.execute(update(JobRow).values(finished_at=0.0))
+        assert session.query(StepCacheRow).all() != []
         Models(session).delete(Models(session).get(job.model_id))
+        # They go with their model.
+        assert session.query(StepCacheRow).all() == []
     done = collector.run()
-    assert (done["jobs"], done["steps"] > 0, done["blobs"] > 2) == (1, True, True)
+    assert (done["jobs"], done["steps"], done["blobs"] > 2) == (1, 0, True)
     assert [batch for _, batch in bench.blobs.copies()] == []
 
 
