@@ -36,3 +36,19 @@ def test_deep_and_long_json(http):
         answer = http.post("/v1/uploads", content=body, headers={"content-type": "application/json"})
         assert_problem(answer, 400, "malformed_json")
         assert time.monotonic() - began < SECONDS
+
+
+def test_bodies_take_what_their_schema_says(http):
+    """pydantic alone reads `true` as 1 and `"5"` as 5, which the document forbids."""
+    for size in (True, "5", 5.5):
+        assert_problem(http.post("/v1/uploads", json={"size": size}), 422, "invalid_request", "/size")
+    step = {"type": "prune", "amount": "0.5"}
+    answer = http.post("/v1/jobs", json={"model_id": "mdl_x", "pipeline": [step]})
+    assert answer.status_code == 422
+    assert [error["pointer"] for error in answer.json()["errors"]] == ["/pipeline/0/amount"]
+
+
+def test_what_is_not_possible_says_what_is(http):
+    answer = http.request("OPTIONS", "/v1/models/mdl_x")
+    assert_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "DELETE, GET"

@@ -179,3 +179,12 @@ def test_processes_import_what_they_need_and_no_more(module, forbidden):
     program = f"import sys, {module}; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert forbidden & set(modules) == set()
+
+
+def test_a_backslash_is_no_nul():
+    """Libraries quote what they read: the six characters are text like any other, U+0000 itself is refused."""
+    quoted = Failed(code="not_a_dataset", message="control character (\\u0000-\\u001F)", retryable=False)
+    assert read_event(write_event(quoted).strip()) == quoted
+    nul = Failed(code="not_a_dataset", message="\\\0", retryable=False)
+    with pytest.raises(ProtocolViolation):
+        read_event(write_event(nul).strip())
