@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     database = Database(settings.resolved_database_url, pool_size=1)
     try:
         if not options.empty:
-            database.prepare(migrate=settings.migrate or options.run is _migrate)
+            database.prepare(migrate=(settings.migrate and options.migrates) or options.run is _migrate)
         options.run(database, options)
     except (CatalogError, TablesBehind) as error:
         sys.stderr.write(f"{error}\n")
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("levity", description="Tables, store, keys and tenants.")
-    # Whether the database has to be, rather than to have its tables.
-    parser.set_defaults(empty=False)
+    # Whether the database has to be empty, rather than to have its tables; and whether it may be changed to have them.
+    parser.set_defaults(empty=False, migrates=True)
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     of = argparse.ArgumentParser(add_help=False)
     of.add_argument("--tenant", default=DEFAULT_TENANT, help="whose keys (%(default)s)")

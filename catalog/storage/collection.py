@@ -26,7 +26,7 @@ from catalog.totals.repository import count
 
 _ID = 1
 MEMORY_SECONDS = 30 * 24 * 3600.0
-"""Generations of a blob that came to nothing are remembered for so long: no process is stopped and resumed later."""
+"""What was removed is remembered for so long, and its generation as long again: no process is stopped for longer."""
 
 
 @dataclass(frozen=True)
@@ -160,21 +160,36 @@ class Collection:
         return [(row.sha256, row.generation) for row in self._session.execute(query.limit(limit))]
 
     def forget_removals(self, copies: Sequence[tuple[str, int]]) -> None:
-        """Forget removals, and blobs of which there is nothing left to remember."""
+        """Forget removals. Their blobs are remembered for as long again: somebody may just be about to remove more."""
         self._session.execute(
             delete(RemovalRow)
             .where(tuple_(RemovalRow.sha256, RemovalRow.generation).in_(copies))
             .execution_options(synchronize_session=False)
         )
         self._session.execute(
-            delete(BlobRow)
-            .where(
-                BlobRow.sha256.in_({sha256 for sha256, _ in copies}),
-                ~BlobRow.live,
-                ~select(RemovalRow.sha256).where(RemovalRow.sha256 == BlobRow.sha256).exists(),
-            )
+            update(BlobRow)
+            .where(BlobRow.sha256.in_({sha256 for sha256, _ in copies}), ~BlobRow.live)
+            .values(stored_at=db_now())
             .execution_options(synchronize_session=False)
         )
+
+    def forget_blobs(self, *, limit: int) -> int:
+        """Forget blobs of which nothing was there for a long time; how many. They begin anew when they come back."""
+        known = self._session.scalars(
+            select(BlobRow.sha256)
+            .where(
+                ~BlobRow.live,
+                BlobRow.stored_at < db_now() - MEMORY_SECONDS,
+                ~select(RemovalRow.sha256).where(RemovalRow.sha256 == BlobRow.sha256).exists(),
+            )
+            .order_by(BlobRow.sha256)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        self._session.execute(
+            delete(BlobRow).where(BlobRow.sha256.in_(known)).execution_options(synchronize_session=False)
+        )
+        return len(known)
 
     # The census
 

@@ -202,13 +202,18 @@ class Collector:
             with self._database.read() as session:
                 several = Collection(session).old_removals(limit=_BATCH)
             if not several:
-                return
+                break
             for sha256, generation in several:
                 self._check()
                 # Bytes that a writer, late itself, had stored under the old name.
                 self._blobs.remove(sha256, generation)
             with self._database.write() as session:
                 Collection(session).forget_removals(several)
+        while True:
+            self._check()
+            with self._database.write() as session:
+                if Collection(session).forget_blobs(limit=_BATCH) < _BATCH:
+                    return
 
     def _sum_up(self) -> None:
         with self._database.read() as session:

@@ -24,16 +24,16 @@ def add_commands(commands: Commands) -> None:
     """Add this module's commands to those of `python -m catalog`."""
     command = commands.add_parser("collect", help="forget what is old, and remove bytes that nothing names")
     command.add_argument("--dry-run", action="store_true", help="only say what there is to do")
-    command.set_defaults(run=_collect)
+    command.set_defaults(run=_collect, migrates=False)
 
     command = commands.add_parser("verify", help="read all bytes that are named, and say which are missing or wrong")
     command.add_argument("--quick", action="store_true", help="only look whether they are there")
-    command.set_defaults(run=_verify)
+    command.set_defaults(run=_verify, migrates=False)
     command = commands.add_parser("backup", help="copy the database, then the blobs that it names, while all runs")
     command.add_argument(
         "folder", type=Path, metavar="DIR", help="new, or with an earlier backup that is brought up to date"
     )
-    command.set_defaults(run=_back_up)
+    command.set_defaults(run=_back_up, migrates=False)
     command = commands.add_parser("restore", help="fill an empty database and the store from a backup")
     command.add_argument("folder", type=Path, metavar="DIR", help="with a backup")
     command.set_defaults(run=_restore, empty=True)

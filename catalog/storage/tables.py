@@ -25,7 +25,7 @@ class BlobRow(Base):
     """Whether the copy is there for all who name the digest."""
     size: Mapped[int | None] = mapped_column(BigInteger)
     stored_at: Mapped[float]
-    """When the bytes last came in, whether they were there already or not."""
+    """When the bytes last came in, whether they were there already or not; or when their removal was forgotten."""
     unused_since: Mapped[float | None]
     """When nothing was first found to name it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import text
 
 from catalog.__main__ import main
 from tests.catalog.storing import Store
@@ -47,6 +48,16 @@ def test_from_a_dry_run_to_an_empty_store(run, database, tmp_path):
     ]
     assert run("verify") == (0, "Sound are 1 blobs with 6 bytes.\n", "")
     assert run("verify", "--quick") == (0, "There are 1 blobs.\n", "")
+
+
+def test_a_backup_before_an_upgrade_does_not_upgrade(run, database, tmp_path):
+    with database._engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    for command in (("backup", str(tmp_path / "b")), ("verify",), ("collect",)):
+        status, _, told = run(*command)
+        assert status == 1
+        assert "at revision 0001" in told
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_store_that_is_not_there(run, tmp_path, monkeypatch):

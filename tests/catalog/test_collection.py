@@ -142,6 +142,10 @@ def test_a_long_time_later_nothing_is_remembered(store):
     with store.database.write() as session:
         session.execute(update(RemovalRow).values(removed_at=RemovalRow.removed_at - MEMORY_SECONDS))
     store.collector().run()
+    assert store.removals() == []
+    assert store.row(sha256).generation == 1, "who is late, and removes again, must not find it under the first name"
+    store.age(MEMORY_SECONDS)
+    store.collector().run()
     assert store.row(sha256) is None
     assert store.removals() == []
     store.put(b"x")

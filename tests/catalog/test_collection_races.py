@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from catalog.blobs import Blobs
 from catalog.errors import BytesGone, NotFound
 from catalog.models.repository import Models
-from catalog.storage.collection import Collection
+from catalog.storage.collection import MEMORY_SECONDS, Collection
 from catalog.storage.collector import Collector
 from catalog.storage.ledger import DatabaseLedger, hold
 from catalog.storage.references import named
-from catalog.storage.tables import BlobRow
+from catalog.storage.tables import BlobRow, RemovalRow
 from catalog.totals.metrics import COLLECTED_BLOBS
 from catalog.totals.repository import Totals
 from catalog.uploads.repository import Uploads
@@ -216,6 +216,19 @@ def test_a_collector_that_dies_anywhere_is_followed_by_another(races, point):
     assert races.whole(sha256) == b"x"
     with races.database.read() as session:
         assert Totals(session).of_counter(COLLECTED_BLOBS) == {(): 1}
+
+
+def test_a_collector_that_is_stopped_as_it_removes_what_was_removed_long_ago(races):
+    sha256 = races.prepare(b"x", "collected")
+    with races.database.write() as session:
+        session.execute(update(RemovalRow).values(removed_at=RemovalRow.removed_at - MEMORY_SECONDS))
+    zombie = ready(races.collector()._forget_removals)
+    assert zombie.trace == ["remove"]
+    races.collector()._forget_removals()
+    assert races.removals() == []
+    races.adopt(b"x")
+    zombie.finish()
+    assert races.whole(sha256) == b"x"
 
 
 # Within transactions
