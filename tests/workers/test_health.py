@@ -48,10 +48,10 @@ def test_a_worker_that_sweeps_is_healthy(tmp_path):
     deployment = Deployment(tmp_path / "data", sweep_seconds="0.2")
     try:
         worker = deployment.start()
-        deployment.wait_until(deployment.workers)
+        deployment.wait_until(deployment.workers, seconds=120)
         (lock,) = (tmp_path / "data" / "work").glob("wrk_*.lock")
         before = lock.stat().st_mtime_ns
-        deployment.wait_until(lambda: lock.stat().st_mtime_ns > before)
+        deployment.wait_until(lambda: lock.stat().st_mtime_ns > before, seconds=60)
         assert probe(tmp_path / "data") == 0
         worker.kill()
         worker.wait()
