@@ -161,11 +161,16 @@ class Blobs:
             StoreFull: No room for the copy.
         """
         try:
-            local = self.local_path(sha256)
-            if local is not None:
-                # copyfile shares extents or copies inside the kernel where the file system can.
-                shutil.copyfile(local, target)
-                return
+            while (local := self.local_path(sha256)) is not None:
+                try:
+                    # copyfile shares extents or copies inside the kernel where the file system can.
+                    shutil.copyfile(local, target)
+                except FileNotFoundError:
+                    if local.exists():
+                        raise
+                    # This copy was collected meanwhile; another one may have come.
+                else:
+                    return
             with target.open("xb") as file:
                 for chunk in self.read(sha256):
                     file.write(chunk)

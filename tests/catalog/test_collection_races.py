@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import select, update
 
 from catalog.blobs import Blobs
+from catalog.db import Database
 from catalog.errors import BytesGone, NotFound
 from catalog.models.repository import Models
 from catalog.storage.collection import MEMORY_SECONDS, Collection
@@ -24,6 +26,9 @@ from catalog.totals.repository import Totals
 from catalog.uploads.repository import Uploads
 from tests.catalog.stepping import Stepped, at, orders
 from tests.catalog.storing import Store
+
+# Hundreds of small transactions each, on whatever machine.
+pytestmark = pytest.mark.timeout(600)
 
 STATES = ("absent", "unused", "marked", "condemned", "collected")
 """What becomes of a blob before the race begins."""
@@ -67,8 +72,8 @@ class SteppedCollector(Collector):
 
 
 class Races(Store):
-    def __init__(self, database, root):
-        super().__init__(database, root)
+    def __init__(self, database, root, url=""):
+        super().__init__(database, root, url=url)
         self.settings = self.settings.model_copy(update={"collect_grace_seconds": -1.0})
         self.blobs = SteppedBlobs.from_settings(self.settings, SteppedLedger(database))
 
@@ -140,6 +145,19 @@ def ready(function):
 
 @pytest.mark.parametrize("state", STATES)
 def test_every_order_of_an_adopter_and_a_collector(races, state):
+    try_every_order(races, state)
+
+
+def test_every_order_on_an_object_store(s3, monkeypatch, tmp_path):
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    database = Database(f"sqlite:///{tmp_path}/levity.db")
+    database.migrate()
+    try_every_order(Races(database, tmp_path, f"s3://{s3.new_bucket()}/blobs"), "marked")
+    database.dispose()
+
+
+def try_every_order(races, state):
     digests = {}
     tries = []
     for order in orders(4, 4):
@@ -347,6 +365,24 @@ def test_many_at_once(races):
         assert named(session) <= {"0" * 64}
         assert [row.sha256 for row in session.scalars(select(BlobRow).where(BlobRow.live))] in ([], ["0" * 64])
     assert races.files() == []
+
+
+def test_a_copy_is_made_of_another_copy(races, monkeypatch, tmp_path):
+    sha256 = races.prepare(b"x", "condemned")
+    races.adopt(b"x")
+    assert len(races.files()) == 2, "the first copy is still there, and is found first"
+    copyfile = shutil.copyfile
+
+    def late(source, target):
+        races.collector()._remove(None)
+        monkeypatch.undo()
+        copyfile(source, target)
+
+    monkeypatch.setattr("shutil.copyfile", late)
+    races.blobs.fetch(sha256, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"x"
+    with pytest.raises(FileNotFoundError):
+        races.blobs.fetch(sha256, tmp_path / "no such folder" / "copy")
 
 
 def test_a_reader_goes_on_with_another_copy(races, monkeypatch):
