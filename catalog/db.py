@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from catalog.engines import READING, build_engine
+from catalog.engines import READING, UPSERTS, build_engine
 from catalog.tenancy import Actor, TenantSession
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ def _postgresql_now(_element: db_now, _compiler: SQLCompiler, **_kw: object) -> 
 def read_clock(session: Session) -> float:
     """`db_now` as a number."""
     return float(session.scalar(select(db_now())) or 0.0)
+
+
+def upsert(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - two classes of one form without a common base
+    """`insert(table)` that knows `on_conflict_…`."""
+    return UPSERTS[session.get_bind().dialect.name](table)
 
 
 def newest_first(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -18,6 +19,9 @@ READING = {
     "postgresql": {"isolation_level": "AUTOCOMMIT"},
 }
 """Options of connections that only read, by dialect."""
+
+UPSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+"""`insert` with `on_conflict_…`, which each dialect has for itself and in the same words."""
 
 _MAX_OVERFLOW = 30
 _USED = "levity.used"

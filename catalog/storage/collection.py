@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from catalog.db import db_now, read_clock
+from catalog.db import db_now, read_clock, upsert
 from catalog.storage.copies import StoredCopy
-from catalog.storage.ledger import enter, upsert
+from catalog.storage.ledger import enter
 from catalog.storage.references import named_among
 from catalog.storage.tables import BlobRow, CollectionRow, RemovalRow
 from catalog.totals.metrics import COLLECTED_BLOBS, COLLECTED_BYTES
@@ -90,7 +90,7 @@ class Collection:
     def _ensure_row(self, seconds: float) -> None:
         zeros = dict.fromkeys(("census_next", "blobs", "bytes", "unused_blobs", "unused_bytes"), 0)
         self._session.execute(
-            upsert(self._session)(CollectionRow)
+            upsert(self._session, CollectionRow)
             .values(id=_ID, due_at=db_now() + seconds, **zeros)
             .on_conflict_do_nothing()
         )
@@ -276,7 +276,7 @@ class Collection:
     def _order_removal(self, sha256: str, generation: int, size: int | None) -> None:
         values = {"size": size, "condemned_at": db_now(), "removed_at": None}
         self._session.execute(
-            upsert(self._session)(RemovalRow)
+            upsert(self._session, RemovalRow)
             .values(sha256=sha256, generation=generation, **values)
             .on_conflict_do_update(index_elements=[RemovalRow.sha256, RemovalRow.generation], set_=values)
         )

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from catalog.db import Database, db_now
+from catalog.db import Database, db_now, upsert
 from catalog.errors import BytesGone
 from catalog.storage.tables import BlobRow
 
@@ -36,7 +35,7 @@ class DatabaseLedger:
         with self._database.write() as session:
             values = {"live": True, "size": size, "stored_at": db_now(), "unused_since": None}
             noted = session.scalar(
-                upsert(session)(BlobRow)
+                upsert(session, BlobRow)
                 .values(sha256=sha256, generation=generation, **values)
                 .on_conflict_do_update(
                     index_elements=[BlobRow.sha256], set_=values, where=BlobRow.generation == generation
@@ -81,10 +80,4 @@ def hold(session: Session, digests: Iterable[str]) -> None:
 def enter(session: Session, rows: list[dict[str, Any]]) -> None:
     """Note blobs that are in the store and not in the ledger; those that are in it stay as they are."""
     values = [{"generation": 0, "size": None, **row, "live": True, "stored_at": db_now()} for row in rows]
-    session.execute(upsert(session)(BlobRow).values(values).on_conflict_do_nothing())
-
-
-def upsert(session: Session) -> Any:  # noqa: ANN401 - two classes of one form without a common base
-    """`insert` with `on_conflict_…`, which each dialect has for itself and in the same words."""
-    name = session.get_bind().dialect.name
-    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(name, insert)
+    session.execute(upsert(session, BlobRow).values(values).on_conflict_do_nothing())

@@ -6,16 +6,13 @@ each fit, but not both, the second is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import delete, func, select, union
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from catalog.datasets.tables import DatasetRow
-from catalog.db import db_now, read_clock
+from catalog.db import db_now, read_clock, upsert
 from catalog.errors import QuotaExceeded
 from catalog.jobs.states import JobState, Queue
 from catalog.jobs.tables import ArtifactRow, AttemptRow, JobRow
@@ -31,7 +28,6 @@ USAGE_WINDOW_SECONDS = 30 * 24 * HOUR_SECONDS
 _KEPT_SECONDS = 400 * 24 * HOUR_SECONDS
 # When a limit may have moved: jobs start in seconds, an hour's use leaves the window once an hour.
 _QUEUE_RETRY_SECONDS = 10
-_INSERT: dict[str, Callable[[Any], Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ class Quotas:
 
 def charge(session: Session, *, tenant: str, queue: str, started_at: float, ended_at: float) -> None:
     """Write down what an attempt took."""
-    row = _INSERT[session.get_bind().dialect.name](UsageRow).values(
+    row = upsert(session, UsageRow).values(
         tenant=tenant,
         hour=int(ended_at // HOUR_SECONDS),
         queue=queue,

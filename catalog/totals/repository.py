@@ -10,11 +10,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import Executable, event, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from catalog.engines import UPSERTS
 from catalog.tenancy import TenantSession
 from catalog.totals.metrics import COUNTERS, Counter, Histogram
 from catalog.totals.tables import TotalRow
@@ -67,14 +68,15 @@ class Totals:
         return found
 
 
-def _adding(statement: sqlite.Insert | postgresql.Insert) -> Executable:
-    return statement.on_conflict_do_update(
+def _adding(statement: Any) -> Executable:  # noqa: ANN401 - two classes of one form without a common base
+    adding: Executable = statement.on_conflict_do_update(
         index_elements=[TotalRow.name, TotalRow.labels], set_={"value": TotalRow.value + statement.excluded.value}
     )
+    return adding
 
 
 # Built once, and run for each row in turn: a statement with all rows in it would be built anew each time.
-_ADD = {"sqlite": _adding(sqlite.insert(TotalRow)), "postgresql": _adding(postgresql.insert(TotalRow))}
+_ADD = {dialect: _adding(insert(TotalRow)) for dialect, insert in UPSERTS.items()}
 
 
 def _bound(value: float) -> str:
