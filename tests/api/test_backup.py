@@ -179,7 +179,7 @@ def test_only_an_empty_database_is_filled_and_only_from_a_whole_backup_of_its_ki
     assert "no whole backup" in said
     manifest.write_text(json.dumps(good))
     assert operate(other, "restore", folder)[0] == 0
-    assert operate(other, "tenants", "list")[1] == "acme\ndefault\n"
+    assert "acme" in operate(other, "tenants", "list")[1].split()
 
 
 def test_a_password_is_not_shown_to_the_list_of_processes(monkeypatch, tmp_path):
