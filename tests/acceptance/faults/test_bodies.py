@@ -26,7 +26,7 @@ def digest(content):
 
 
 @contextlib.contextmanager
-def connected(service, head, timeout=60):
+def connected(service, head, timeout=150):
     url = urlsplit(service.client.base_url)
     with socket.create_connection((url.hostname, url.port), timeout=timeout) as connection:
         connection.sendall(f"{head}\r\nHost: localhost\r\n".encode())
@@ -56,7 +56,7 @@ def test_upload_cut_corrupted_and_resumed(fresh, tmp_path):
     file.write_bytes(content)
     with fresh(upload_part_bytes=part) as inputs:
         service = inputs.service
-        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=60) as http:
+        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=150) as http:
             upload = http.post("/v1/uploads", json={"filename": file.name, "size": len(content)}).json()["id"]
             url = f"/v1/uploads/{upload}"
             http.put(f"{url}/parts/1", content=content[:part]).raise_for_status()
@@ -90,7 +90,7 @@ def test_full_disk(fresh, tmp_path):
     folder.mkdir()
     with small_file_system(folder, 48 * MIB), fresh(data_dir=folder / "data", min_free_bytes=0) as inputs:
         service = inputs.service
-        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=60) as http:
+        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=150) as http:
             upload = http.post("/v1/uploads", json={}).json()["id"]
             refused = http.put(f"/v1/uploads/{upload}/content", content=bytes(64 * MIB))
             assert (refused.status_code, refused.json()["code"]) == (507, "store_full")
@@ -119,7 +119,7 @@ def test_slow_bodies_and_an_overrun(fresh):
     limit = 64 * MIB
     with fresh(max_upload_bytes=limit, upload_idle_seconds=3, job_time_limit_seconds=60) as inputs:
         service = inputs.service
-        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=60) as http:
+        with httpx.Client(base_url=service.client.base_url, trust_env=False, timeout=150) as http:
             uploads = [http.post("/v1/uploads", json={}).json()["id"] for _ in range(42)]
             stop = threading.Event()
             slow = [f"PUT /v1/uploads/{upload}/content HTTP/1.1" for upload in uploads[2:]]

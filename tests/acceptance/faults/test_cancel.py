@@ -22,7 +22,7 @@ def test_queued(service, inputs):
     row = service.assert_settled(job, "cancelled")
     assert row.attempt == 0
     service.client.cancel(blocker.id)
-    service.assert_settled(service.client.wait(blocker.id, timeout=30), "cancelled")
+    service.assert_settled(service.client.wait(blocker.id, timeout=120), "cancelled")
     inputs.assert_healthy()
 
 
@@ -32,7 +32,7 @@ def test_loading(service, inputs):
         job = inputs.submit(benchmark=LONG)
         service.wait_for(job.id, lambda row: row.state == JobState.RUNNING)
         service.client.cancel(job.id)
-        row = service.assert_settled(service.client.wait(job.id, timeout=30), "cancelled")
+        row = service.assert_settled(service.client.wait(job.id, timeout=120), "cancelled")
         if row.phase == "loading":
             break
     else:
@@ -46,7 +46,7 @@ def test_running(service, inputs):
     child = service.running_child(service.cpu_worker)
     asked = time.monotonic()
     assert service.client.cancel(job.id).raw["cancel_requested"] is True
-    service.assert_settled(service.client.wait(job.id, timeout=30), "cancelled")
+    service.assert_settled(service.client.wait(job.id, timeout=120), "cancelled")
     assert time.monotonic() - asked < 15
     eventually(lambda: not runs(child), seconds=15)
     inputs.assert_healthy()
@@ -60,7 +60,7 @@ def test_cancelled_job_can_be_retried(service, inputs):
     assert service.client.retry(job.id).state in ("queued", "running")
     service.wait_for_phase(job.id, "benchmarking", attempt=2)
     service.client.cancel(job.id)
-    assert service.client.wait(job.id, timeout=30).state == "cancelled"
+    assert service.client.wait(job.id, timeout=120).state == "cancelled"
 
 
 @pytest.mark.faults
@@ -73,7 +73,7 @@ def test_racing_with_the_end(service, inputs):
         service.wait_for(job.id, lambda row: row.phase in ("benchmarking", "reporting", "publishing"))
         time.sleep(randomness.uniform(0, 0.4))
         answer = service.client.cancel(job.id)
-        done = service.client.wait(job.id, timeout=30)
+        done = service.client.wait(job.id, timeout=120)
         service.assert_settled(done, done.state)
         if answer.state == "succeeded":
             assert done.state == "succeeded"
@@ -118,7 +118,7 @@ def test_in_every_phase(service, inputs):
         request.join(0.5)
         worker.send(signal.SIGCONT)
         request.join()
-        done = service.client.wait(job.id, timeout=60)
+        done = service.client.wait(job.id, timeout=150)
         row = service.assert_settled(done, done.state)
         if done.state == "cancelled":
             reached[row.phase] += 1

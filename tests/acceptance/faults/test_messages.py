@@ -45,7 +45,7 @@ def add_without_waking(service, model_id, count=1):
 
 def test_job_that_nobody_was_told_of(service, inputs):
     (job_id,) = add_without_waking(service, inputs.model)
-    row = service.assert_settled(service.client.wait(job_id, timeout=30), "succeeded")
+    row = service.assert_settled(service.client.wait(job_id, timeout=120), "succeeded")
     assert row.attempt == 1
 
 
@@ -54,7 +54,7 @@ def test_three_messages_at_once_for_one_job(service, inputs):
     (job_id,) = add_without_waking(service, inputs.model)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(service.wake, ["cpu"] * 3))
-    row = service.assert_settled(service.client.wait(job_id, timeout=30), "succeeded")
+    row = service.assert_settled(service.client.wait(job_id, timeout=120), "succeeded")
     assert row.attempt == 1
     inputs.assert_healthy()
     second.stop()
@@ -82,7 +82,7 @@ def test_one_message_three_times(service, inputs):
     assert service.backend.repeat_messages(2) == 2
     service.ensure()
     second = service.start_worker()
-    row = service.assert_settled(service.client.wait(job.id, timeout=60), "succeeded")
+    row = service.assert_settled(service.client.wait(job.id, timeout=150), "succeeded")
     assert row.attempt == 1
     inputs.assert_healthy()
     second.stop()
@@ -153,7 +153,7 @@ def test_api_killed_between_its_commit_and_its_message(service, inputs):
     assert isinstance(outcome[0], httpx.TransportError)
     again = httpx.post(f"{service.client.base_url}/v1/jobs", json=body, headers=headers, trust_env=False)
     assert (again.status_code, again.json()["id"]) == (202, job_id)
-    row = service.assert_settled(service.client.wait(job_id, timeout=60), "succeeded")
+    row = service.assert_settled(service.client.wait(job_id, timeout=150), "succeeded")
     assert row.attempt == 1
     assert committed() == [job_id]
 

@@ -15,7 +15,7 @@ def read(url, job_id, *, after=None, count=None):
     headers = {} if after is None else {"last-event-id": str(after)}
     events = []
     with (
-        httpx.Client(trust_env=False, timeout=30) as http,
+        httpx.Client(trust_env=False, timeout=120) as http,
         connect_sse(http, "GET", f"{url}/v1/jobs/{job_id}/events", headers=headers) as stream,
     ):
         for event in stream.iter_sse():

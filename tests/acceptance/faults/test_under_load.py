@@ -30,7 +30,7 @@ def test_one_idempotency_key_twenty_times_at_once(service, inputs):
     together = threading.Barrier(20)
 
     def submit(number):
-        with httpx.Client(trust_env=False, timeout=60) as http:
+        with httpx.Client(trust_env=False, timeout=150) as http:
             http.get(f"{urls[number % 2]}/livez")
             together.wait()
             return http.post(f"{urls[number % 2]}/v1/jobs", json=body, headers={"idempotency-key": mark})
@@ -40,7 +40,7 @@ def test_one_idempotency_key_twenty_times_at_once(service, inputs):
     assert {answer.status_code for answer in answers} == {202}
     (job_id,) = {answer.json()["id"] for answer in answers}
     assert jobs_marked(service, mark) == [job_id]
-    row = service.assert_settled(service.client.wait(job_id, timeout=60), "succeeded")
+    row = service.assert_settled(service.client.wait(job_id, timeout=150), "succeeded")
     assert row.attempt == 1
 
 
@@ -99,6 +99,6 @@ def test_database_connections_cut(fresh):
             assert service.backend.cut_connections() > 0
             assert service.client.get_job(job.id).state in ("running", "succeeded")
         service.database.dispose()
-        row = service.assert_settled(service.client.wait(job.id, timeout=60), "succeeded")
+        row = service.assert_settled(service.client.wait(job.id, timeout=150), "succeeded")
         assert row.attempt == 1
         inputs.assert_healthy()
