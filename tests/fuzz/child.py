@@ -62,7 +62,7 @@ def _read_weights(line: int, path: Path, address_space: int) -> None:
         read_state_dict(path, DEFAULT_LIMITS)
         answer = b'{"type": "read"}\n'
     except Exception as error:  # noqa: BLE001 - as `execution.serve` does
-        answer = write_event(execution._failure(error, address_space))
+        answer = write_event(execution._failure(error, address_space, ""))
     os.write(line, answer)
 
 
