@@ -9,7 +9,7 @@ SEED = 0
 BENCHMARKS = start_up transfers queueing job_overhead
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint lint-deploy test-faults test-soak fuzz schema audit bench clean
+.PHONY: help setup demo serve test lint lint-deploy test-long test-faults test-soak fuzz schema audit bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,8 @@ demo: .venv/.serve.stamp ## Set up, start the service, compress a real model, sh
 serve: .venv/.serve.stamp ## Run the service on http://127.0.0.1:8000
 	$(BIN)/levity serve
 
-test: .venv/.dev.stamp ## Run the tests (all but the two below)
-	$(BIN)/pytest -m 'not soak and not faults' --numprocesses auto --maxprocesses 4 --dist loadfile
+test: .venv/.dev.stamp ## Run the tests (all but the three below)
+	$(BIN)/pytest -m 'not long and not faults and not soak' --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of imports
 	$(BIN)/ruff check
@@ -33,6 +33,9 @@ lint: .venv/.dev.stamp ## Check style, formatting, types and the direction of im
 
 lint-deploy: .venv/.deploy.stamp ## Check Dockerfile, docker-compose.yml and deploy/ with the linters of their own
 	$(BIN)/pytest --no-header -p no:cacheprovider tests/deploy
+
+test-long: .venv/.dev.stamp ## Run what takes minutes: damaged and hostile files, every operation's schema, hybrids
+	$(BIN)/pytest -m long --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-faults: .venv/.dev.stamp ## Kill, stop, fill and cut what can be: all fifteen failures on both backends
 	$(BIN)/pytest tests/acceptance/faults

@@ -40,7 +40,7 @@ from levity.client import Levity
 
 POSTGRES = os.environ.get("LEVITY_BENCH_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
 REDIS = os.environ.get("LEVITY_BENCH_REDIS", "redis://127.0.0.1:6379/15")
-CLIENTS = 4
+CLIENTS = 16
 CLAIMERS = 3
 
 

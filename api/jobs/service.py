@@ -123,7 +123,11 @@ class JobService:
 
     def get(self, job_id: str) -> Json:
         with self._database.read() as session:
-            return _job(session, _get(session, job_id))
+            jobs = Jobs(session)
+            row, datasets = jobs.get_with_datasets(job_id)
+            _check_shown(row)
+            artifacts = jobs.artifacts(row.id) if row.state == JobState.SUCCEEDED else ()
+            return job_json(row, datasets, artifacts)
 
     def list(self, page: PageRequest, *, state: JobState | None, model_id: str | None) -> Json:
         with self._database.read() as session:
@@ -189,9 +193,14 @@ def _log_queued(row: JobRow) -> None:
 
 def _get(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     row = Jobs(session).get(job_id, lock=lock)
-    if row.kind != JobKind.COMPRESS:
-        raise NotFound(f"There is no job {job_id}.", code="job_not_found")
+    _check_shown(row)
     return row
+
+
+def _check_shown(row: JobRow) -> None:
+    """Inspections are jobs of their own, which callers see as states of models and datasets."""
+    if row.kind != JobKind.COMPRESS:
+        raise NotFound(f"There is no job {row.id}.", code="job_not_found")
 
 
 def _job(session: Session, row: JobRow) -> Json:

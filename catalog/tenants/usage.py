@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, union
+from sqlalchemy import bindparam, delete, func, select, union
 from sqlalchemy.orm import Session
 
 from catalog.datasets.tables import DatasetRow
@@ -28,6 +28,8 @@ USAGE_WINDOW_SECONDS = 30 * 24 * HOUR_SECONDS
 _KEPT_SECONDS = 400 * 24 * HOUR_SECONDS
 # When a limit may have moved: jobs start in seconds, an hour's use leaves the window once an hour.
 _QUEUE_RETRY_SECONDS = 10
+# Built once: every submission asks for them.
+_LIMITS = select(TenantRow).where(TenantRow.id == bindparam("tenant")).execution_options(populate_existing=True)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Quotas:
 
     def limits(self, *, lock: bool = False) -> TenantRow | None:
         """The tenant's row; `lock` lets nobody else count against it until the transaction ends."""
-        return self._session.get(TenantRow, self._tenant, with_for_update=lock or None)
+        query = _LIMITS.with_for_update() if lock else _LIMITS
+        return self._session.scalars(query, {"tenant": self._tenant}).one_or_none()
 
     def admit_job(self) -> None:
         """Refuse another job when there are too many, or when what there is to use is used up.
@@ -75,7 +78,8 @@ class Quotas:
                 code="worker_time_used_up",
                 retry_after_seconds=HOUR_SECONDS,
             )
-        self.admit_bytes(0)
+        if limits.max_bytes is not None:
+            self.admit_bytes(0)
 
     def admit_bytes(self, size: int) -> None:
         """Refuse `size` more bytes where they exceed the limit.

@@ -132,6 +132,7 @@ def run_jobs(service, http: httpx.Client, sent: list[Sent], seconds: float) -> d
     return outcomes
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_hostile_files(service, inputs, tmp_path):
     default = "1" if isinstance(service.backend, Embedded) else "3"

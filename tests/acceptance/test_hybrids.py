@@ -12,6 +12,8 @@ from tests.acceptance.conftest import DIGITS
 from tests.acceptance.harness import BRIEF
 from tests.acceptance.test_main_job import accuracy
 
+pytestmark = pytest.mark.long
+
 SHORT = {"epochs": 3, "batch_size": 32, "learning_rate": 0.003, "teacher": "original"}
 EVERYTHING_THAT_KEEPS_THE_NETWORK = (
     {"type": "prune_channels", "amount": 0.25, "round_to": 4},

@@ -80,6 +80,7 @@ def running(tmp_path, auth):
         yield service
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600 + 10 * EXAMPLES)
 @pytest.mark.parametrize("auth", ["none", "keys"])
 def test_the_service_does_what_its_document_says(tmp_path, auth):

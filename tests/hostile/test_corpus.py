@@ -35,7 +35,10 @@ def look_into(case, lure, folder):
         inspect_model(path)
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=pytest.mark.long if "million" in case.name else ()) for case in cases()],
+)
 def test_hostile_file(case, tmp_path):
     with watching(tmp_path) as watch:
         outcome, message = None, ""

@@ -183,7 +183,16 @@ def test_capabilities_are_registered(deployment):
     (row,) = deployment.wait_until(deployment.workers)
     assert row.concurrency == 2
     facts = row.capabilities
-    assert set(facts) == {"isa", "gpus", "providers", "sandbox", "versions", "memory_limit_bytes", "threads"}
+    assert set(facts) == {
+        "isa",
+        "gpus",
+        "providers",
+        "sandbox",
+        "reach",
+        "versions",
+        "memory_limit_bytes",
+        "threads",
+    }
     assert facts["sandbox"] in ("bubblewrap", "rlimits")
     assert facts["memory_limit_bytes"] == deployment.settings.resolved_memory_limit
     assert {"levity", "onnxruntime", "numpy", "onnx"} <= set(facts["versions"])

@@ -93,6 +93,7 @@ def test_child_dies_every_time(service, inputs):
     inputs.assert_healthy()
 
 
+@pytest.mark.faults
 def test_child_over_its_memory_limit(service, inputs, tmp_path):
     """A small file asks for 6 GiB at run time, more than the children of this service get."""
     side = 40_000
@@ -122,6 +123,7 @@ def test_job_expires_at_its_time_limit(service, inputs):
     inputs.assert_healthy()
 
 
+@pytest.mark.faults
 def test_stopped_worker_is_fenced_off(service, inputs):
     """A worker that sleeps past its lease finds its job taken over and leaves it alone."""
     sleeper = service.cpu_worker
@@ -138,6 +140,7 @@ def test_stopped_worker_is_fenced_off(service, inputs):
     inputs.assert_healthy()
 
 
+@pytest.mark.faults
 def test_worker_that_wakes_up_after_the_end_changes_nothing(service, inputs):
     sleeper = service.cpu_worker
     job = inputs.submit(benchmark=SOME_SECONDS)
@@ -152,6 +155,7 @@ def test_worker_that_wakes_up_after_the_end_changes_nothing(service, inputs):
     assert service.client.get_job(job.id).artifacts == done.artifacts
 
 
+@pytest.mark.faults
 def test_worker_told_to_go_gives_its_job_back(service, inputs):
     """A job with a single attempt survives, because a drained attempt does not count."""
     job = inputs.submit(benchmark=SOME_SECONDS, max_attempts=1)
