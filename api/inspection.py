@@ -40,7 +40,7 @@ def queue_inspection(
             kind=kind,
             queue=Queue.IO,
             max_attempts=services.settings.max_attempts,
-            time_limit_seconds=services.settings.job_time_limit_seconds,
+            time_limit_seconds=services.settings.inspection_time_limit_seconds,
             model_id=model_id,
             datasets=datasets or {},
             name=name,

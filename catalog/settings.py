@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     """Time between SIGTERM and SIGKILL to a job's child process."""
     job_time_limit_seconds: float = Field(default=3600, gt=0)
     """Wall time that a job may take when it names none."""
+    inspection_time_limit_seconds: float = Field(default=600, gt=0)
+    """Wall time for looking into an upload; a small file can keep a library busy for ever."""
     max_job_time_limit_seconds: float = Field(default=24 * 3600, gt=0)
     """Largest wall time that a job may ask for."""
     job_memory_limit_bytes: int = Field(default=0, ge=0)

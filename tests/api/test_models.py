@@ -58,6 +58,7 @@ def test_registering_queues_an_inspection(service, noun):
     (job,) = service.rows(JobRow, state="queued")
     kind = JobKind.INSPECT_MODEL if noun == "models" else JobKind.INSPECT_DATASET
     assert (job.kind, job.queue) == (kind, "io")
+    assert job.time_limit_seconds == service.settings.inspection_time_limit_seconds
     assert job.request_id == response.headers["x-request-id"]
     if noun == "models":
         assert job.model_id == body["id"]
