@@ -10,6 +10,8 @@ from tests.acceptance.backends import NAMES, backend
 from tests.acceptance.harness import BRIEF, PRUNE, Service
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+LONG = ("test_topology.py", "test_torch_uploads.py")
+SHORT_FAULTS = ("test_lost_processes.py", "test_map.py")
 _failed = pytest.StashKey[bool]()
 
 
@@ -17,6 +19,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.acceptance)
+            if item.path.name in LONG:
+                item.add_marker(pytest.mark.long)
+            elif item.path.parent.name == "faults" and item.path.name not in SHORT_FAULTS:
+                item.add_marker(pytest.mark.faults)
 
 
 @pytest.hookimpl(wrapper=True)
