@@ -124,13 +124,20 @@ def rate(requests: list[str]) -> float:
 
 def queued(environment: dict[str, str], count: int) -> list[tuple[object, ...]]:
     url = environment["LEVITY_DATABASE_URL"]
+    spec = PipelineSpec(steps=(QuantizeStatic(),)).model_dump(mode="json")
     with running_service("--no-worker", "--api-processes", "2", **environment) as service:
         database = Database(url)
         for _ in range(count // 500):
             with database.write() as session:
                 for number in range(500):
                     new = NewJob(
-                        JobKind.COMPRESS, Queue.CPU, max_attempts=1, time_limit_seconds=60, priority=number % 10
+                        JobKind.COMPRESS,
+                        Queue.CPU,
+                        max_attempts=1,
+                        time_limit_seconds=60,
+                        model_id="none",
+                        spec=spec,
+                        priority=number % 10,
                     )
                     Jobs(session).add(new)
         pages, seen, cursor = [], 0, None
