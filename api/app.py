@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +18,7 @@ from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 
 from api import errors, health, metrics, openapi
-from api.authentication import AuthenticationMiddleware
+from api.authentication import PROBES, AuthenticationMiddleware
 from api.capabilities.endpoints import router as capabilities_router
 from api.datasets.endpoints import router as datasets_router
 from api.dependencies import Services
@@ -45,11 +44,9 @@ logger = logging.getLogger(__name__)
 
 _WRITER_THREADS = 8
 _GARBAGE_OBJECTS = 20_000
-# Far longer than any transfer pauses, on this process's or another's behalf.
-_STAGED_SECONDS = 24 * 3600
 _TIDY_SECONDS = 3600
 # Asked every few seconds by machines: neither traced, nor logged while all is well.
-_UNTRACED = ("/livez", "/readyz", "/metrics")
+_UNTRACED = (*PROBES, "/metrics")
 _DESCRIPTION = """
 Levity takes weight off neural networks. Upload a model and data, post a job that says what to do, and fetch smaller,
 faster files with measured numbers.
@@ -161,7 +158,7 @@ async def _tidy(blobs: Blobs) -> None:
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
         try:
-            await run_sync(partial(blobs.remove_abandoned, older_than=time.time() - _STAGED_SECONDS))
+            await run_sync(blobs.remove_abandoned)
         except OSError as error:
             logger.warning("staged files could not be removed: %s", error)
 
@@ -180,7 +177,7 @@ def _open(settings: Settings) -> Services:
                 "no" if settings.auth == "keys" else "some",
             )
     blobs = Blobs.from_settings(settings, DatabaseLedger(database))
-    blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
+    blobs.remove_abandoned()
     wakeups = Wakeups(build_celery(settings, only_sends=True))
     database.after_outbox = partial(wakeups.wake, Queue.IO)
     return Services(

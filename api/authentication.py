@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.errors import RequestError, problem_response
+from api.errors import RequestError, Unauthenticated, problem_response
 from catalog.db import Database
 from catalog.keys.repository import Principal, find_principal, note_use
 from catalog.keys.scopes import EVERYTHING
@@ -34,10 +34,12 @@ PRINCIPAL = "levity.principal"
 LOCAL = Principal(DEFAULT_TENANT, "local", EVERYTHING)
 """Whoever asks a service without keys."""
 
+PROBES = ("/livez", "/readyz")
+"""Orchestrators ask these by address and without a key: the answers tell nothing that a web page could use."""
+
 # A key that was revoked opens for so long, in exchange for one look-up in many.
 _REMEMBERED_SECONDS = 2.0
 _REMEMBERED_KEYS = 10_000
-_PROBES = ("/livez", "/readyz")
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _WRITING = {
     "uploads": KeyScope.WRITE,
@@ -92,7 +94,7 @@ class AuthenticationMiddleware:
     async def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if self._auth == "none":
-            if scope["path"] not in _PROBES and not _is_local(scope, headers):
+            if scope["path"] not in PROBES and not _is_local(scope, headers):
                 raise RequestError(
                     "keys_required",
                     "Without keys this service answers direct requests from its own machine only; "
@@ -115,9 +117,7 @@ class AuthenticationMiddleware:
     async def _authenticate(self, database: Database, headers: Headers) -> Principal:
         kind, _, text = headers.get("authorization", "").partition(" ")
         if not text:
-            raise RequestError(
-                "unauthenticated", "Send a key: `Authorization: Bearer lv_…`.", headers={"www-authenticate": "Bearer"}
-            )
+            raise Unauthenticated("Send a key: `Authorization: Bearer lv_…`.", challenge="Bearer")
         text = text.strip()
         name = sha256_of(text)
         known = self._known.get(name)
@@ -130,11 +130,7 @@ class AuthenticationMiddleware:
             principal = await run_sync(_look_up, database, text)
         if principal is None:
             self._known.pop(name, None)
-            raise RequestError(
-                "unauthenticated",
-                "This key is not known, has expired or was revoked.",
-                headers={"www-authenticate": 'Bearer error="invalid_token"'},
-            )
+            raise Unauthenticated("This key is not known, has expired or was revoked.")
         self._known[name] = (principal, time.monotonic() + _REMEMBERED_SECONDS)
         if len(self._known) > _REMEMBERED_KEYS:
             self._known.popitem(last=False)

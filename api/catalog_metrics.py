@@ -36,7 +36,7 @@ from catalog.workers.repository import Seen, Workers
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One consistent look into the database."""
+    """What one scrape finds in the database."""
 
     jobs: Sequence[Unfinished]
     overdue_leases: int

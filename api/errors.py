@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
 
-from catalog.errors import CatalogError, QuotaExceeded
+from catalog.errors import CatalogError
 
 MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "levity.request_id"
@@ -82,8 +82,6 @@ STATUS: dict[str, HTTPStatus] = {
     "store_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store_full": HTTPStatus.INSUFFICIENT_STORAGE,
 }
-
-_RETRY_AFTER = {"bytes_gone": "0", "store_unavailable": "5"}
 
 _CODE_OF_STATUS = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -153,6 +151,18 @@ class RequestError(Exception):
         self.status = STATUS[code] if status is None else status
 
 
+class Unauthenticated(RequestError):
+    """Nobody is known to ask.
+
+    Args:
+        message: Why.
+        challenge: What `WWW-Authenticate` says (RFC 6750): that the token is no good, or only that there must be one.
+    """
+
+    def __init__(self, message: str, *, challenge: str = 'Bearer error="invalid_token"') -> None:
+        super().__init__("unauthenticated", message, headers={"www-authenticate": challenge})
+
+
 class InvalidField(RequestError):
     """One part of the request is wrong by a rule that no schema states."""
 
@@ -189,9 +199,7 @@ def install(app: FastAPI) -> None:
         return problem_response(request.scope, error)
 
     async def refuse_catalog(request: Request, error: CatalogError) -> JSONResponse:
-        headers = {"retry-after": _RETRY_AFTER[error.code]} if error.code in _RETRY_AFTER else None
-        if isinstance(error, QuotaExceeded) and error.retry_after_seconds is not None:
-            headers = {"retry-after": str(error.retry_after_seconds)}
+        headers = None if error.retry_after_seconds is None else {"retry-after": str(error.retry_after_seconds)}
         return problem_response(request.scope, RequestError(error.code, error.message, headers=headers))
 
     async def refuse_http(request: Request, error: HTTPException) -> JSONResponse:

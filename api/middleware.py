@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.authentication import PROBES
 from api.errors import REQUEST_ID, RequestError, problem_response
 from api.exchange import Exchange
 from api.metrics import Metrics
@@ -30,8 +31,6 @@ _TOO_LARGE = f"A JSON body may have {MAX_JSON_BYTES} bytes."
 _RAW_BODY = re.compile(r"^/v1/uploads/[^/]+/(content|parts/[^/]+)$")
 _JOB = re.compile(r"/v1/jobs/(job_[A-Za-z0-9-]{1,40})(?:/|$)")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-# Orchestrators probe by address, and the answers tell nothing that a web page could use.
-_PROBES = ("/livez", "/readyz")
 # What nginx logs when the client went away before the answer.
 _CLIENT_WENT_AWAY = 499
 
@@ -65,7 +64,7 @@ class RequestMiddleware:
         exchange = Exchange(headers, receive, send, request_id)
         start = time.perf_counter()
         try:
-            if self._hosts is None or scope["path"] in _PROBES or _host(headers) in self._hosts:
+            if self._hosts is None or scope["path"] in PROBES or _host(headers) in self._hosts:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
                 error = RequestError("host_not_allowed", "This service does not answer for this Host.")

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import jwt
 
-from api.errors import RequestError
+from api.errors import RequestError, Unauthenticated
 from catalog.db import Database
 from catalog.keys.repository import Principal
 from catalog.keys.scopes import Scope
@@ -120,9 +120,5 @@ class Tokens:
             return jwt.PyJWKSet.from_dict(http.get(document["jwks_uri"]).raise_for_status().json()).keys
 
 
-def _refused(why: str) -> RequestError:
-    return RequestError(
-        "unauthenticated",
-        f"This token opens nothing. {why}",
-        headers={"www-authenticate": 'Bearer error="invalid_token"'},
-    )
+def _refused(why: str) -> Unauthenticated:
+    return Unauthenticated(f"This token opens nothing. {why}")

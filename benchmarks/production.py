@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import httpx
 import psycopg
@@ -193,7 +192,10 @@ def overhead(environment: dict[str, str], rounds: int) -> list[tuple[object, ...
         for name, settings in zip(seconds, ({"LEVITY_LOG_LEVEL": "WARNING"}, environment), strict=False):
             service = stack.enter_context(running_service("--api-processes", "2", **settings))
             levity = stack.enter_context(Levity(service.url))
-            data = {role: levity.create_dataset(path).id for role, path in datasets().items()}
+            data = {
+                "calibration": levity.create_dataset(CALIBRATION).id,
+                "evaluation": levity.create_dataset(EVALUATION).id,
+            }
             sides[name] = (levity, levity.create_model(MODEL).id, data)
         for number in range(rounds + 2):
             # A seed of its own keeps every round out of the step cache.
@@ -219,10 +221,6 @@ def overhead(environment: dict[str, str], rounds: int) -> list[tuple[object, ...
         ("whole job, PostgreSQL and Redis / SQLite and files", f"{ratio:.2f}x", "", "", "at most 1.2x"),
         ("overhead, the same", f"{median(ours) / median(theirs):.2f}x", "", "", "at most 1.2x"),
     ]
-
-
-def datasets() -> dict[str, Path]:
-    return {"calibration": CALIBRATION, "evaluation": EVALUATION}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,7 @@ CHUNK_BYTES = 4 * 2**20
 _RETRY = {"max_retries": 5, "retry_timeout": timedelta(seconds=15)}
 _MISSING = (NotFoundError, FileNotFoundError)
 _LAST_TRIES = 4
+_STAGED_SECONDS = 24 * 3600.0
 _FOLDERS = ("again", *(f"sha256/{first:02x}" for first in range(256)))
 
 
@@ -131,8 +133,13 @@ class Blobs:
         """A name in the staging folder that nobody else uses."""
         return self.staging / f"{os.getpid()}-{os.urandom(12).hex()}"
 
-    def remove_abandoned(self, *, older_than: float) -> None:
-        """Remove staged files not written to since `older_than` (seconds since 1970): leftovers of killed processes."""
+    def remove_abandoned(self, *, older_than: float | None = None) -> None:
+        """Remove staged files not written to since `older_than` (seconds since 1970): leftovers of killed processes.
+
+        Unless it is given, those that lie still for far longer than any transfer pauses, on whoever's behalf.
+        """
+        if older_than is None:
+            older_than = time.time() - _STAGED_SECONDS
         for path in self.staging.iterdir():
             try:
                 if path.stat().st_mtime < older_than:

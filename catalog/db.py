@@ -12,10 +12,11 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import JSON, Double, MetaData, Select, make_url, select, text
+from sqlalchemy import JSON, Double, MetaData, Select, bindparam, make_url, select, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
@@ -90,6 +91,26 @@ def read_clock(session: Session) -> float:
 def upsert(session: Session, table: type[Base]) -> Any:  # noqa: ANN401 - two classes of one form without a common base
     """`insert(table)` that knows `on_conflict_…`."""
     return UPSERTS[session.get_bind().dialect.name](table)
+
+
+Entity = TypeVar("Entity", bound=Base)
+
+
+@cache  # building it takes longer than running it, and every submission asks
+def _keeping(table: type[Entity]) -> Select[Entity]:
+    return (
+        select(table)
+        .where(table.__table__.c.id == bindparam("row_id"))
+        .with_for_update(read=True, key_share=True)
+        .execution_options(populate_existing=True)
+    )
+
+
+def kept(session: Session, table: type[Entity], row_id: str) -> Entity | None:
+    """The row with this id, which nobody can delete until the transaction ends. Those who keep it do not wait for each
+    other: many jobs are submitted on one model.
+    """
+    return session.scalars(_keeping(table), {"row_id": row_id}).one_or_none()
 
 
 def newest_first(

@@ -12,6 +12,8 @@ class CatalogError(Exception):
     """
 
     code = "catalog_error"
+    retry_after_seconds: int | None = None
+    """When it may be worth another try; None where time alone changes nothing."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -54,12 +56,14 @@ class BytesGone(CatalogError):
     """Bytes that were stored long ago, and that nothing named since, were collected: store them again."""
 
     code = "bytes_gone"
+    retry_after_seconds = 0
 
 
 class StoreUnavailable(CatalogError):
     """The blob store does not answer, or refuses to; what was asked may be asked again."""
 
     code = "store_unavailable"
+    retry_after_seconds = 5
 
 
 class QuotaExceeded(CatalogError):

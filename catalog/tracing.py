@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from catalog import logs
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span as OtelSpan
@@ -159,11 +160,9 @@ def span(
         yield Span()
         return
     from opentelemetry.trace import SpanKind  # noqa: PLC0415
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-    context = TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None
     with _tracer.start_as_current_span(
-        name, context, SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
+        name, _context_of(parent), SpanKind[kind.upper()], record_exception=False, set_status_on_exception=False
     ) as started:
         work = Span(started)
         work.note(**attributes)
@@ -178,13 +177,19 @@ def note_wait(name: str, *, parent: str | None, seconds: float, **attributes: Va
     """A span for time that has passed just now while nothing was done."""
     if _tracer is None:
         return
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
-
-    context = TraceContextTextMapPropagator().extract({"traceparent": parent}) if parent else None
     now = time.time()
-    waited = Span(_tracer.start_span(name, context, start_time=_nanoseconds(now - seconds)))
+    waited = Span(_tracer.start_span(name, _context_of(parent), start_time=_nanoseconds(now - seconds)))
     waited.note(**attributes)
     waited.end(at=now)
+
+
+def _context_of(parent: str | None) -> Context | None:
+    """The context that a `traceparent` names; None for that of this process."""
+    if not parent:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    return TraceContextTextMapPropagator().extract({"traceparent": parent})
 
 
 def _wanted() -> bool:

@@ -67,17 +67,7 @@ def measure(wrap: Callable[[Sequence[str], Path], Command], place: Path) -> Reac
         program = [sys.executable, "-P", "-s", "-m", "workers.probe", port, str(outside)]
         program.append(str(Path(_NAMESPACE).readlink()))
         try:
-            command = wrap(program, folder)
-            done = subprocess.run(  # noqa: S603 - our own interpreter
-                command.arguments,
-                env=command.environment,
-                cwd=command.folder,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
+            done = wrap(program, folder).run(seconds=_SECONDS)
         except (OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
             raise ProbeFailed(f"{error}.") from error
     if done.returncode:

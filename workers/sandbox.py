@@ -67,6 +67,23 @@ class Command:
     folder: Path
     """Working directory of the first process, as the worker sees it."""
 
+    def run(self, *, seconds: float) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, with nothing to read.
+
+        Raises:
+            OSError, subprocess.SubprocessError: It could not be started, or took longer.
+        """
+        return subprocess.run(  # noqa: S603 - our own interpreter
+            self.arguments,
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
 
 class Sandbox:
     """The confinement of children of one queue.
@@ -172,16 +189,7 @@ class Sandbox:
         # One folder for all and for ever: a worker that is killed meanwhile leaves nothing behind.
         folder = self._settings.folder("probe")
         command = self.wrap([sys.executable, "-P", "-s", "-c", program], folder, device)
-        return subprocess.run(  # noqa: S603 - our own interpreter
-            command.arguments,
-            env=command.environment,
-            cwd=command.folder,
-            capture_output=True,
-            text=True,
-            timeout=_SIGHT_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        return command.run(seconds=_SIGHT_SECONDS)
 
     @cached_property
     def path_names(self) -> PathNames:

@@ -123,11 +123,9 @@ class JobService:
 
     def get(self, job_id: str) -> Json:
         with self._database.read() as session:
-            jobs = Jobs(session)
-            row, datasets = jobs.get_with_datasets(job_id)
+            row, datasets = Jobs(session).get_with_datasets(job_id)
             _check_shown(row)
-            artifacts = jobs.artifacts(row.id) if row.state == JobState.SUCCEEDED else ()
-            return job_json(row, datasets, artifacts)
+            return _job(session, row, datasets)
 
     def list(self, page: PageRequest, *, state: JobState | None, model_id: str | None) -> Json:
         with self._database.read() as session:
@@ -203,7 +201,8 @@ def _check_shown(row: JobRow) -> None:
         raise NotFound(f"There is no job {row.id}.", code="job_not_found")
 
 
-def _job(session: Session, row: JobRow) -> Json:
+def _job(session: Session, row: JobRow, datasets: dict[str, str] | None = None) -> Json:
+    """The job in full; `datasets` where they are known already."""
     jobs = Jobs(session)
     artifacts = jobs.artifacts(row.id) if row.state == JobState.SUCCEEDED else ()
-    return job_json(row, jobs.datasets(row.id), artifacts)
+    return job_json(row, jobs.datasets(row.id) if datasets is None else datasets, artifacts)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from catalog.audit.repository import note
 from catalog.datasets.states import DatasetState
 from catalog.datasets.tables import DatasetRow
-from catalog.db import Json, db_now, newest_first
+from catalog.db import Json, db_now, kept, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.storage.ledger import hold
@@ -39,9 +39,11 @@ class Datasets:
 
     def get(self, dataset_id: str, *, lock: bool = False, keep: bool = False) -> DatasetRow:
         """The dataset; `lock` keeps others from using it until the transaction ends, `keep` from deleting it."""
-        # Those who keep it do not wait for each other: many jobs are submitted on one dataset.
-        held = {"read": True, "key_share": True} if keep else lock or None
-        row = self._session.get(DatasetRow, dataset_id, with_for_update=held)
+        row = (
+            kept(self._session, DatasetRow, dataset_id)
+            if keep
+            else self._session.get(DatasetRow, dataset_id, with_for_update=lock or None)
+        )
         if row is None:
             raise NotFound(f"There is no dataset {dataset_id}.", code="dataset_not_found")
         return row

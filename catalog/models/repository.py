@@ -5,25 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from catalog.audit.repository import note
-from catalog.db import Json, db_now, newest_first
+from catalog.db import Json, db_now, kept, newest_first
 from catalog.errors import Conflict, NotFound
 from catalog.ids import new_id
 from catalog.jobs.step_cache import FinishedSteps
 from catalog.models.states import ModelState
 from catalog.models.tables import ModelRow
 from catalog.storage.ledger import hold
-
-# Those who keep a model do not wait for each other: many jobs are submitted on one. Built once, for each of them.
-_KEPT = (
-    select(ModelRow)
-    .where(ModelRow.id == bindparam("model_id"))
-    .with_for_update(read=True, key_share=True)
-    .execution_options(populate_existing=True)
-)
 
 
 class Models:
@@ -49,10 +41,11 @@ class Models:
 
     def get(self, model_id: str, *, lock: bool = False, keep: bool = False) -> ModelRow:
         """The model; `lock` keeps others from using it until the transaction ends, `keep` from deleting it."""
-        if keep:
-            row = self._session.scalars(_KEPT, {"model_id": model_id}).one_or_none()
-        else:
-            row = self._session.get(ModelRow, model_id, with_for_update=lock or None)
+        row = (
+            kept(self._session, ModelRow, model_id)
+            if keep
+            else self._session.get(ModelRow, model_id, with_for_update=lock or None)
+        )
         if row is None:
             raise NotFound(f"There is no model {model_id}.", code="model_not_found")
         return row

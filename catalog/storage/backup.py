@@ -24,7 +24,7 @@ from catalog.errors import CatalogError, DigestMismatch, NotFound
 from catalog.storage.ledger import enter
 from catalog.storage.references import named
 from catalog.storage.tables import BlobRow, CollectionRow, RemovalRow
-from catalog.storage.verification import Verdict, check
+from catalog.storage.verification import Verdict
 from catalog.uploads.tables import PartRow
 
 _MANIFEST = "manifest.json"
@@ -118,14 +118,6 @@ def restore(database: Database, blobs: Blobs, folder: Path) -> Verdict:
             enter(session, stored[start : start + 500])
     missing = sorted(needed - {entry["sha256"] for entry in stored})
     return Verdict(len(stored), sum(entry["size"] for entry in stored), missing, corrupt)
-
-
-def check_backup(folder: Path) -> Verdict:
-    """Read every blob of a backup."""
-    manifest = _manifest(folder)
-    source = _blobs_in(folder)
-    verdict = check(source, _all(source))
-    return Verdict(verdict.blobs, verdict.bytes, manifest["missing"], verdict.corrupt)
 
 
 def _manifest(folder: Path) -> Json:

@@ -6,9 +6,8 @@ A round can be cut off anywhere, by a crash too: whatever it had not finished is
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from catalog.blobs import Blobs
@@ -26,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _BATCH = 200
 _ROUND_COPIES = 20_000
-_STAGED_SECONDS = 24 * 3600.0
-"""Far longer than any transfer pauses, on this process's or another's behalf."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Collector:
         """
         done: Counter[str] = Counter()
         try:
-            self._blobs.remove_abandoned(older_than=time.time() - _STAGED_SECONDS)
+            self._blobs.remove_abandoned()
             for rule in RULES:
                 done[rule.name] = self._forget(rule)
             self._take_census(copies)
@@ -189,9 +186,7 @@ class Collector:
                 several = Collection(session).removals(limit=_BATCH)
             if not several:
                 break
-            for sha256, generation in several:
-                self._check()
-                self._blobs.remove(sha256, generation)
+            self._remove_copies(several)
             with self._database.write() as session:
                 number, size = Collection(session).note_removed(several)
             removed, freed = removed + number, freed + size
@@ -203,10 +198,8 @@ class Collector:
                 several = Collection(session).old_removals(limit=_BATCH)
             if not several:
                 break
-            for sha256, generation in several:
-                self._check()
-                # Bytes that a writer, late itself, had stored under the old name.
-                self._blobs.remove(sha256, generation)
+            # Once more: a writer, late itself, may have stored bytes under the old name.
+            self._remove_copies(several)
             with self._database.write() as session:
                 Collection(session).forget_removals(several)
         while True:
@@ -214,6 +207,11 @@ class Collector:
             with self._database.write() as session:
                 if Collection(session).forget_blobs(limit=_BATCH) < _BATCH:
                     return
+
+    def _remove_copies(self, copies: Sequence[tuple[str, int]]) -> None:
+        for sha256, generation in copies:
+            self._check()
+            self._blobs.remove(sha256, generation)
 
     def _sum_up(self) -> None:
         with self._database.read() as session:

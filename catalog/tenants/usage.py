@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, func, select, union
+from sqlalchemy import bindparam, func, select, union
 from sqlalchemy.orm import Session
 
 from catalog.datasets.tables import DatasetRow
-from catalog.db import db_now, read_clock, upsert
+from catalog.db import read_clock, upsert
 from catalog.errors import QuotaExceeded
 from catalog.jobs.states import JobState, Queue
 from catalog.jobs.tables import ArtifactRow, AttemptRow, JobRow
@@ -25,7 +25,6 @@ from catalog.uploads.tables import PartRow, UploadRow
 HOUR_SECONDS = 3600
 USAGE_WINDOW_SECONDS = 30 * 24 * HOUR_SECONDS
 """The time over which workers' time is limited: the thirty days up to now."""
-_KEPT_SECONDS = 400 * 24 * HOUR_SECONDS
 # When a limit may have moved: jobs start in seconds, an hour's use leaves the window once an hour.
 _QUEUE_RETRY_SECONDS = 10
 # Built once: every submission asks for them.
@@ -87,23 +86,22 @@ class Quotas:
         Raises:
             QuotaExceeded: `storage_used_up`.
         """
-        room = self.room_bytes(lock=True)
-        if room is not None and size > room:
-            limits = self.limits()
+        limits = self.limits()
+        if limits is None or limits.max_bytes is None:
+            return
+        self.limits(lock=True)
+        room = limits.max_bytes - self._bytes()
+        if size > room:
             raise QuotaExceeded(
-                f"This tenant may keep {limits.max_bytes if limits else 0} bytes, of which {max(room, 0)} are left; "
+                f"This tenant may keep {limits.max_bytes} bytes, of which {max(room, 0)} are left; "
                 "delete uploads, models, datasets or jobs.",
                 code="storage_used_up",
             )
 
-    def room_bytes(self, *, lock: bool = False) -> int | None:
+    def room_bytes(self) -> int | None:
         """Bytes that may still come, negative where there are too many already; None without a limit."""
         limits = self.limits()
-        if limits is None or limits.max_bytes is None:
-            return None
-        if lock:
-            self.limits(lock=True)
-        return limits.max_bytes - self._bytes()
+        return None if limits is None or limits.max_bytes is None else limits.max_bytes - self._bytes()
 
     def usage(self) -> Usage:
         return Usage(
@@ -182,8 +180,3 @@ def charge(session: Session, *, tenant: str, queue: str, started_at: float, ende
             },
         )
     )
-
-
-def forget_old(session: Session) -> None:
-    """Delete what is too old to matter."""
-    session.execute(delete(UsageRow).where(UsageRow.hour < (db_now() - _KEPT_SECONDS) / HOUR_SECONDS))

@@ -3,15 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
+from levity import LevityError
 from tests.acceptance import processes
 from tests.acceptance.backends import NAMES, backend
 from tests.acceptance.harness import BRIEF, PRUNE, Service
+from tests.receiver import Receiver
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-LONG = ("test_topology.py", "test_torch_uploads.py")
-SHORT_FAULTS = ("test_lost_processes.py", "test_map.py")
 _failed = pytest.StashKey[bool]()
 
 
@@ -19,10 +20,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.acceptance)
-            if item.path.name in LONG:
-                item.add_marker(pytest.mark.long)
-            elif item.path.parent.name == "faults" and item.path.name not in SHORT_FAULTS:
-                item.add_marker(pytest.mark.faults)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,6 +66,15 @@ class Inputs:
     def submit(self, pipeline=PRUNE, *, benchmark=BRIEF, **more):
         return self.service.client.submit(self.model, pipeline, benchmark=benchmark, **more)
 
+    def submit_patiently(self, *, key, **more):
+        """Submit once, however often nobody answers: the Idempotency-Key makes it safe to ask again."""
+        while True:
+            try:
+                return self.submit(idempotency_key=key, **more)
+            except LevityError as error:
+                if error.code != "unreachable":
+                    raise
+
     def assert_healthy(self):
         """The workers take another job and finish it."""
         job = self.service.client.wait(self.submit().id, timeout=120)
@@ -91,3 +97,16 @@ def _inputs(shared):
 @pytest.fixture
 def inputs(service, _inputs):
     return _inputs
+
+
+@pytest.fixture
+def http(service):
+    with httpx.Client(base_url=service.client.base_url, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as receiver:
+        yield receiver
+        receiver.release()

@@ -228,6 +228,11 @@ class Service:
 
     # Jobs
 
+    def jobs_marked(self, mark: str) -> list[str]:
+        """Ids of jobs with this label `mark`, sorted."""
+        with self.database.read() as session:
+            return sorted(row.id for row in session.scalars(select(JobRow)) if row.labels.get("mark") == mark)
+
     def wait_for(
         self, job_id: str, condition: Callable[[JobRow], bool], *, seconds: float = 30, pause: float = 0.01
     ) -> JobRow:

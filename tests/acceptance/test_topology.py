@@ -19,7 +19,7 @@ from tests.acceptance.test_main_job import PRUNE_AND_INT8
 from tests.acceptance.topology import Topology
 
 # Seven processes start on a machine that may be busy with other tests.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 WORKERS = {"cpu-1": "worker-cpu", "cpu-2": "worker-cpu", "io-1": "worker-io"}
 SECRETS = ("database_password", "broker_password", "store_access_key_id", "store_secret_access_key")
 

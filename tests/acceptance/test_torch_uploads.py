@@ -18,6 +18,8 @@ from tests.acceptance.conftest import DIGITS
 from tests.acceptance.harness import BRIEF, PRUNE
 from tests.acceptance.test_command_line import levity
 
+pytestmark = pytest.mark.long
+
 LAYERS = [
     {"type": "linear", "in_features": 784, "out_features": 512},
     {"type": "relu"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from catalog.webhooks.signatures import new_secret
@@ -10,18 +9,6 @@ from tests.acceptance.conftest import DIGITS
 from tests.acceptance.harness import BRIEF, PRUNE
 from tests.acceptance.processes import eventually
 from tests.receiver import Answer, Receiver
-
-
-@pytest.fixture
-def http(service):
-    with httpx.Client(base_url=service.client.base_url, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
-def receiver():
-    with Receiver() as receiver:
-        yield receiver
 
 
 @pytest.fixture

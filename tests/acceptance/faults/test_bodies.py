@@ -18,6 +18,8 @@ import pytest
 
 from tests.acceptance.processes import eventually
 
+pytestmark = pytest.mark.faults
+
 MIB = 2**20
 
 
@@ -46,7 +48,6 @@ def staged(service):
     return list((service.data_dir / "staging").iterdir())
 
 
-@pytest.mark.faults
 def test_upload_cut_corrupted_and_resumed(fresh, tmp_path):
     """The caller goes away in the middle of a part, a part arrives with other bytes, the API dies: only what is
     missing is sent again, and the whole has the right hash."""
@@ -83,7 +84,6 @@ def test_upload_cut_corrupted_and_resumed(fresh, tmp_path):
         assert staged(service) == []
 
 
-@pytest.mark.faults
 def test_full_disk(fresh, tmp_path):
     """The folder is a file system of 48 MiB. What does not fit is refused and leaves nothing; all else goes on."""
     folder = tmp_path / "small"
@@ -113,7 +113,6 @@ def test_full_disk(fresh, tmp_path):
             assert http.put(f"/v1/uploads/{upload}/content", content=os.urandom(MIB)).status_code == 200
 
 
-@pytest.mark.faults
 def test_slow_bodies_and_an_overrun(fresh):
     """Sixty callers send a byte now and then, two send 10 GB more than is allowed; others hardly notice."""
     limit = 64 * MIB

@@ -13,6 +13,8 @@ from catalog.jobs.states import JobState
 from tests.acceptance.harness import LONG
 from tests.acceptance.processes import eventually, runs
 
+pytestmark = pytest.mark.faults
+
 
 def test_queued(service, inputs):
     blocker = inputs.submit(benchmark=LONG)
@@ -63,7 +65,6 @@ def test_cancelled_job_can_be_retried(service, inputs):
     assert service.client.wait(job.id, timeout=120).state == "cancelled"
 
 
-@pytest.mark.faults
 def test_racing_with_the_end(service, inputs):
     """Whoever comes first wins, whole: cancelled without artifacts, or succeeded with all of them."""
     randomness = random.Random(7)
@@ -96,7 +97,6 @@ PHASES = [
 ]
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_in_every_phase(service, inputs):
     """The worker is stopped for the moment of the request, so that no phase is too short to be hit."""

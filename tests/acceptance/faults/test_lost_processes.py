@@ -11,12 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from onnx import helper
-from sqlalchemy import select
 
 from catalog.jobs.repository import Jobs
 from catalog.jobs.states import JobState
-from catalog.jobs.tables import JobRow
-from levity import LevityError
 from tests.acceptance.harness import BRIEF, LONG
 from tests.acceptance.processes import eventually, runs, send
 from tests.compression.models import make_model, save, value
@@ -185,16 +182,9 @@ def test_api_killed_while_jobs_are_submitted(service, inputs):
     submitted = threading.Semaphore(0)
 
     def submit(number):
-        while True:
-            try:
-                # The key makes it safe to ask again and again while nobody answers.
-                job = inputs.submit(labels={"mark": mark}, idempotency_key=f"{mark}-{number}")
-            except LevityError as error:
-                if error.code != "unreachable":
-                    raise
-            else:
-                submitted.release()
-                return job.id
+        job = inputs.submit_patiently(key=f"{mark}-{number}", labels={"mark": mark})
+        submitted.release()
+        return job.id
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(submit, number) for number in range(8)]
@@ -204,9 +194,7 @@ def test_api_killed_while_jobs_are_submitted(service, inputs):
         service.start_api()
         accepted = {future.result() for future in futures}
     assert len(accepted) == 8
-    with service.database.read() as session:
-        rows = [row.id for row in session.scalars(select(JobRow)) if row.labels.get("mark") == mark]
-    assert sorted(rows) == sorted(accepted)
+    assert service.jobs_marked(mark) == sorted(accepted)
     for job_id in accepted:
         service.assert_settled(service.client.wait(job_id, timeout=150), "succeeded")
 

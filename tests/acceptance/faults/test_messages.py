@@ -12,15 +12,15 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from sqlalchemy import select
 
 from catalog.jobs.repository import Jobs, NewJob
 from catalog.jobs.states import JobKind, Queue
-from catalog.jobs.tables import JobRow
 from tests.acceptance.backends import Embedded
 from tests.acceptance.conftest import DIGITS
 from tests.acceptance.harness import BRIEF, PRUNE
 from tests.acceptance.processes import eventually
+
+pytestmark = pytest.mark.faults
 
 
 def add_without_waking(service, model_id, count=1):
@@ -60,7 +60,6 @@ def test_three_messages_at_once_for_one_job(service, inputs):
     second.stop()
 
 
-@pytest.mark.faults
 def test_wiped_broker(service, inputs):
     """Fifty jobs wait, five compressions and forty-five inspections, and all messages vanish."""
     service.stop_workers()
@@ -88,7 +87,6 @@ def test_one_message_three_times(service, inputs):
     second.stop()
 
 
-@pytest.mark.faults
 def test_a_job_longer_than_the_visibility_timeout(service, inputs):
     """Redis hands a message out again that was not acknowledged in time; ours are before the work begins."""
     service.stop_workers()
@@ -101,7 +99,6 @@ def test_a_job_longer_than_the_visibility_timeout(service, inputs):
         worker.stop()
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_redis_killed_wiped_and_restarted(fresh):
     """Fifty jobs wait or run when all messages are lost, and one is submitted while nobody answers."""
@@ -140,14 +137,10 @@ def test_api_killed_between_its_commit_and_its_message(service, inputs):
         except httpx.TransportError as error:
             outcome.append(error)
 
-    def committed():
-        with service.database.read() as session:
-            return [row.id for row in session.scalars(select(JobRow)) if row.labels.get("mark") == mark]
-
     with api_that_cannot_send(service) as api:
         caller = threading.Thread(target=submit, args=(api.url,))
         caller.start()
-        (job_id,) = eventually(committed)
+        (job_id,) = eventually(lambda: service.jobs_marked(mark))
         api.kill()
         caller.join()
     assert isinstance(outcome[0], httpx.TransportError)
@@ -155,7 +148,7 @@ def test_api_killed_between_its_commit_and_its_message(service, inputs):
     assert (again.status_code, again.json()["id"]) == (202, job_id)
     row = service.assert_settled(service.client.wait(job_id, timeout=150), "succeeded")
     assert row.attempt == 1
-    assert committed() == [job_id]
+    assert service.jobs_marked(mark) == [job_id]
 
 
 @contextmanager

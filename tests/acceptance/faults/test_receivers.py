@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from tests.acceptance.processes import eventually
-from tests.receiver import Answer, Receiver
+from tests.receiver import Answer
 
-
-@pytest.fixture
-def http(service):
-    with httpx.Client(base_url=service.client.base_url, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
-def receiver():
-    with Receiver() as receiver:
-        yield receiver
-        receiver.release()
+pytestmark = pytest.mark.faults
 
 
 def attempts(http, webhook_id):
@@ -49,7 +37,6 @@ def test_a_receiver_that_hangs_drips_and_comes_back(service, http, receiver):
     http.delete(f"/v1/webhooks/{webhook_id}").raise_for_status()
 
 
-@pytest.mark.faults
 def test_a_name_that_changes_its_mind(service, http, receiver):
     """What was judged is what is connected to, in every attempt anew; one bad address spoils all."""
     (usual,) = [worker for worker in service.workers if worker.name == "worker-io" and worker.alive]

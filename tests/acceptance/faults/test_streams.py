@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import httpx
+import pytest
 from httpx_sse import connect_sse
 
 from tests.acceptance.harness import BRIEF
+
+pytestmark = pytest.mark.faults
 
 
 def read(url, job_id, *, after=None, count=None):

@@ -8,18 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from sqlalchemy import select
 
 from catalog.jobs.repository import Jobs
-from catalog.jobs.tables import JobRow
-from levity import LevityError
 from tests.acceptance.harness import BRIEF, PRUNE
 from tests.acceptance.processes import eventually
 
-
-def jobs_marked(service, mark):
-    with service.database.read() as session:
-        return sorted(row.id for row in session.scalars(select(JobRow)) if row.labels.get("mark") == mark)
+pytestmark = pytest.mark.faults
 
 
 def test_one_idempotency_key_twenty_times_at_once(service, inputs):
@@ -39,12 +33,11 @@ def test_one_idempotency_key_twenty_times_at_once(service, inputs):
         answers = list(pool.map(submit, range(20)))
     assert {answer.status_code for answer in answers} == {202}
     (job_id,) = {answer.json()["id"] for answer in answers}
-    assert jobs_marked(service, mark) == [job_id]
+    assert service.jobs_marked(mark) == [job_id]
     row = service.assert_settled(service.client.wait(job_id, timeout=150), "succeeded")
     assert row.attempt == 1
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_rolling_restart_under_load(fresh):
     """Every process is told to go, one after another, twice, while jobs are submitted and run."""
@@ -54,15 +47,7 @@ def test_rolling_restart_under_load(fresh):
         service.start_worker()
 
         def submit(number):
-            while True:
-                try:
-                    # The key makes it safe to ask again while nobody answers.
-                    job = inputs.submit(labels={"mark": mark}, idempotency_key=f"{mark}-{number}")
-                except LevityError as error:
-                    if error.code != "unreachable":
-                        raise
-                else:
-                    return job.id
+            return inputs.submit_patiently(key=f"{mark}-{number}", labels={"mark": mark}).id
 
         with ThreadPoolExecutor(3) as pool:
             futures = [pool.submit(submit, number) for number in range(24)]
@@ -76,7 +61,7 @@ def test_rolling_restart_under_load(fresh):
                 service.start_api()
             accepted = sorted(future.result() for future in futures)
         assert len(set(accepted)) == 24
-        assert jobs_marked(service, mark) == accepted
+        assert service.jobs_marked(mark) == accepted
         for job_id in accepted:
             service.assert_settled(service.client.wait(job_id, timeout=300), "succeeded")
             with service.database.read() as session:
@@ -86,7 +71,6 @@ def test_rolling_restart_under_load(fresh):
         service.assert_no_attempt_twice()
 
 
-@pytest.mark.faults
 def test_database_connections_cut(fresh):
     """An administrator, a failover or a restart ends every connection; nobody notices but the log."""
     with fresh() as inputs:
