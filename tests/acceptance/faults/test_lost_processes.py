@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -51,7 +52,8 @@ def test_killed_worker_and_child_with_another_at_hand(service, inputs):
     other = service.start_worker()
     eventually(lambda: "serves queue cpu" in other.log.read_text(), what="another worker is ready")
     victim.popen.kill()
-    send(child.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it may have died with its worker already
+        send(child.pid, signal.SIGKILL)
     with service.database.read() as session:
         row = Jobs(session).get(job.id)
     assert (row.state, row.attempt) == (JobState.RUNNING, 1), "the job was over too soon"
