@@ -1,4 +1,4 @@
-"""All SQL of forgetting what is old: uploads, jobs, Idempotency-Keys, finished steps.
+"""All SQL of forgetting what is old: uploads, jobs, Idempotency-Keys, finished steps, hours of use.
 
 Rows that somebody works with are locked, and skipped until the next round. What a forgotten row named may then be
 collected (`catalog.storage.collection`).
@@ -17,6 +17,8 @@ from catalog.db import Base, db_now
 from catalog.jobs.states import TERMINAL
 from catalog.jobs.tables import IdempotencyRow, JobRow, StepCacheRow
 from catalog.settings import Settings
+from catalog.tenants.tables import UsageRow
+from catalog.tenants.usage import HOUR_SECONDS, USAGE_WINDOW_SECONDS
 from catalog.uploads.tables import UploadRow
 
 
@@ -65,6 +67,12 @@ RULES = (
         StepCacheRow,
         (StepCacheRow.tenant, StepCacheRow.key),
         lambda settings: StepCacheRow.used_at < db_now() - settings.step_cache_retention_seconds,
+    ),
+    Rule(
+        "usage",
+        UsageRow,
+        (UsageRow.tenant, UsageRow.hour, UsageRow.queue),
+        lambda _settings: UsageRow.hour < (db_now() - USAGE_WINDOW_SECONDS) / HOUR_SECONDS - 1,
     ),
 )
 

@@ -19,6 +19,8 @@ from catalog.jobs.tables import EventRow, IdempotencyRow, JobRow, StepCacheRow
 from catalog.models.repository import Models
 from catalog.storage.copies import PartKey
 from catalog.storage.retention import RULES, forget
+from catalog.tenants.tables import UsageRow
+from catalog.tenants.usage import HOUR_SECONDS, USAGE_WINDOW_SECONDS, Quotas
 from catalog.totals.metrics import FORGOTTEN
 from catalog.totals.repository import Totals
 from catalog.uploads.repository import Uploads
@@ -179,6 +181,26 @@ def test_idempotency_keys(store):
         assert jobs.find_key("young").job_id == job_id
         assert jobs.find_key("old") is None
         assert jobs.remember_key("old", body_sha256="c", job_id=job_id) is None
+
+
+def test_hours_of_use_go_when_no_quota_counts_them(store):
+    hour = int(time.time() // HOUR_SECONDS)
+    window = USAGE_WINDOW_SECONDS // HOUR_SECONDS
+    ages = (0, window - 2, window + 1, 2 * window)
+    with store.database.write() as session:
+        session.add_all(
+            UsageRow(tenant=tenant, hour=hour - age, queue=Queue.CPU, seconds=10.0, attempts=1)
+            for tenant in ("default", "other")
+            for age in ages
+        )
+    with store.database.read() as session:
+        before = Quotas(session).usage().worker_seconds
+    assert before[Queue.CPU] == 20
+    assert store.collector().run()["usage"] == 4
+    with store.database.read() as session:
+        assert Quotas(session).usage().worker_seconds == before
+        left = session.scalars(select(UsageRow.hour).execution_options(populate_existing=True)).all()
+    assert set(left) == {hour - age for age in ages[:2]}
 
 
 def test_steps_that_no_job_used(store):
