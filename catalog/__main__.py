@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from catalog.console import say
 from catalog.db import Database, TablesBehind
 from catalog.errors import CatalogError
 from catalog.keys.repository import Keys
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _migrate(_database: Database, _options: argparse.Namespace) -> None:
-    _say("The tables are up to date.")
+    say("The tables are up to date.")
 
 
 def _of_tenant(database: Database, options: argparse.Namespace) -> Database:
@@ -98,7 +99,7 @@ def _create(database: Database, options: argparse.Namespace) -> None:
             name=options.name, scopes=set(options.scope or TENANT_SCOPES), expires_in_seconds=lifetime
         )
     sys.stderr.write(f"{row.id} of tenant {row.tenant} may {', '.join(row.scopes)}. Keep it: it is not shown again.\n")
-    _say(text)
+    say(text)
 
 
 def _list(database: Database, options: argparse.Namespace) -> None:
@@ -106,7 +107,7 @@ def _list(database: Database, options: argparse.Namespace) -> None:
         for row in Keys(session).page(limit=10_000):
             end = "revoked" if row.revoked_at else f"expires {rfc3339(row.expires_at) or 'never'}"
             used = f"used {rfc3339(row.last_used_at) or 'never'}"
-            _say("  ".join((row.id, f"lv_{row.prefix}", ",".join(row.scopes), end, used, row.name)))
+            say("  ".join((row.id, f"lv_{row.prefix}", ",".join(row.scopes), end, used, row.name)))
 
 
 def _rotate(database: Database, options: argparse.Namespace) -> None:
@@ -115,17 +116,13 @@ def _rotate(database: Database, options: argparse.Namespace) -> None:
         row, text = keys.rotate(options.key, overlap_seconds=options.overlap_hours * _HOUR)
         until = rfc3339(keys.get(options.key).expires_at)
     sys.stderr.write(f"{row.id} takes the place of {options.key}, which is valid until {until}.\n")
-    _say(text)
+    say(text)
 
 
 def _revoke(database: Database, options: argparse.Namespace) -> None:
     with _of_tenant(database, options).write() as session:
         Keys(session).revoke(options.key)
-    _say(f"{options.key} is revoked.")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    say(f"{options.key} is revoked.")
 
 
 if __name__ == "__main__":

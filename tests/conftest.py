@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -17,6 +18,25 @@ from tests.s3 import S3Server, s3_server
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Every process has a core; read by torch and the runtime when they are imported, here and in what tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, except that each backend's acceptance tests stay together: its service starts once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    from tests.acceptance.backends import NAMES
+
+    class ByBackendOrFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith("tests/acceptance/"):
+                for name in NAMES:
+                    if f"[{name}" in nodeid:
+                        return name
+            return super()._split_scope(nodeid)
+
+    return ByBackendOrFile(config, log) if config.getoption("dist") == "loadfile" else None
+
 
 POSTGRESQL_URL = os.environ.get("LEVITY_TEST_POSTGRESQL_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 

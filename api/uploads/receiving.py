@@ -16,8 +16,9 @@ from starlette.requests import Request
 
 from api.errors import RequestError
 from catalog.blobs import Blobs
-from catalog.errors import QuotaExceeded, StoreFull
+from catalog.errors import StoreFull
 from catalog.storage.files import store_error
+from catalog.tenants.usage import storage_used_up
 
 _BLOCK_BYTES = 2 * 2**20
 _WRITEBACK_BYTES = 8 * 2**20
@@ -126,10 +127,7 @@ def _check_size(size: int, limits: Limits) -> None:
     if size > limits.max_bytes:
         raise RequestError("upload_too_large", f"An upload may have {limits.max_bytes} bytes at most.")
     if limits.tenant_bytes is not None and size > limits.tenant_bytes:
-        raise QuotaExceeded(
-            f"This tenant may keep {max(limits.tenant_bytes, 0)} bytes more; delete uploads, models, datasets or jobs.",
-            code="storage_used_up",
-        )
+        raise storage_used_up(limits.tenant_bytes)
     if limits.expected_bytes is not None and size > limits.expected_bytes:
         raise _size_mismatch(size, limits.expected_bytes)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog.blobs import Blobs
+from catalog.console import say
 from catalog.db import Database
 from catalog.errors import CatalogError
 from catalog.settings import Settings
@@ -59,10 +59,10 @@ def _restore(database: Database, options: argparse.Namespace) -> None:
 
 def _report(what: str, verdict: Verdict) -> None:
     for sha256 in verdict.missing:
-        _say(f"missing {sha256}")
+        say(f"missing {sha256}")
     for sha256 in verdict.corrupt:
-        _say(f"corrupt {sha256}")
-    _say(what)
+        say(f"corrupt {sha256}")
+    say(what)
     if not verdict.sound:
         raise Unsound(f"{len(verdict.missing)} blobs are missing, {len(verdict.corrupt)} are corrupt.")
 
@@ -78,28 +78,30 @@ def _collect(database: Database, options: argparse.Namespace) -> None:
     collector = Collector(settings, database, Blobs.from_settings(settings, DatabaseLedger(database)))
     if not options.dry_run:
         done = collector.run()
-        _say(f"Removed {_sum(done['blobs'], done['bytes'])}.")
-        _say(f"Forgot {', '.join(f'{done[name]} {words}' for name, words in _OLD.items())}.")
+        say(f"Removed {_sum(done['blobs'], done['bytes'])}.")
+        say(f"Forgot {', '.join(f'{done[name]} {words}' for name, words in _OLD.items())}.")
     survey = collector.survey()
     if options.dry_run:
-        _say(f"To forget: {', '.join(f'{survey.old[name]} {words}' for name, words in _OLD.items())}.")
+        say(f"To forget: {', '.join(f'{survey.old[name]} {words}' for name, words in _OLD.items())}.")
     holdings = survey.holdings
-    _say(f"In the store: {_sum(holdings.blobs, holdings.bytes)}.")
-    _say(f"Nothing names {_sum(holdings.unused_blobs, holdings.unused_bytes)} of them.")
-    _say(
+    say(f"In the store: {_sum(holdings.blobs, holdings.bytes)}.")
+    say(f"Nothing names {_sum(holdings.unused_blobs, holdings.unused_bytes)} of them.")
+    say(
         f"Past the grace period of {settings.collect_grace_seconds / 3600:g} h are"
         f" {_sum(holdings.due_blobs, holdings.due_bytes)}."
     )
     if holdings.condemned:
-        _say(f"Given up, and still to be removed: {holdings.condemned} copies.")
+        say(f"Given up, and still to be removed: {holdings.condemned} copies.")
 
 
-_OLD = {"uploads": "uploads", "jobs": "jobs", "idempotency_keys": "Idempotency-Keys", "steps": "cached steps"}
+_OLD = {
+    "uploads": "uploads",
+    "jobs": "jobs",
+    "idempotency_keys": "Idempotency-Keys",
+    "steps": "cached steps",
+    "usage": "hours of use",
+}
 
 
 def _sum(blobs: int, size: int) -> str:
     return f"{blobs} blobs with {size:,} bytes"
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")

@@ -92,11 +92,7 @@ class Quotas:
         self.limits(lock=True)
         room = limits.max_bytes - self._bytes()
         if size > room:
-            raise QuotaExceeded(
-                f"This tenant may keep {limits.max_bytes} bytes, of which {max(room, 0)} are left; "
-                "delete uploads, models, datasets or jobs.",
-                code="storage_used_up",
-            )
+            raise storage_used_up(room)
 
     def room_bytes(self) -> int | None:
         """Bytes that may still come, negative where there are too many already; None without a limit."""
@@ -160,6 +156,14 @@ class Quotas:
         for queue, seconds in (*ended, *running):
             found[Queue(queue)] += float(seconds)
         return found
+
+
+def storage_used_up(room: int) -> QuotaExceeded:
+    """What to raise where only `room` more bytes may come, and more want to."""
+    return QuotaExceeded(
+        f"This tenant may keep {max(room, 0)} bytes more; delete uploads, models, datasets or jobs.",
+        code="storage_used_up",
+    )
 
 
 def charge(session: Session, *, tenant: str, queue: str, started_at: float, ended_at: float) -> None:

@@ -29,7 +29,7 @@ def test_from_a_dry_run_to_an_empty_store(run, database, tmp_path):
     status, said, _ = run("collect", "--dry-run")
     assert status == 0
     assert said.splitlines() == [
-        "To forget: 0 uploads, 0 jobs, 0 Idempotency-Keys, 0 cached steps.",
+        "To forget: 0 uploads, 0 jobs, 0 Idempotency-Keys, 0 cached steps, 0 hours of use.",
         "In the store: 2 blobs with 16 bytes.",
         "Nothing names 1 blobs with 10 bytes of them.",
         "Past the grace period of 2 h are 0 blobs with 0 bytes.",
@@ -43,7 +43,7 @@ def test_from_a_dry_run_to_an_empty_store(run, database, tmp_path):
     assert status == 0
     assert said.splitlines()[:3] == [
         "Removed 1 blobs with 10 bytes.",
-        "Forgot 0 uploads, 0 jobs, 0 Idempotency-Keys, 0 cached steps.",
+        "Forgot 0 uploads, 0 jobs, 0 Idempotency-Keys, 0 cached steps, 0 hours of use.",
         "In the store: 1 blobs with 6 bytes.",
     ]
     assert run("verify") == (0, "Sound are 1 blobs with 6 bytes.\n", "")

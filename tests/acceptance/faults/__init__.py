@@ -43,6 +43,7 @@ about one part alone is tested there as well, as named.
 12. Slow bodies, and ten gigabytes too many, while others are served.
     faults/test_bodies.py::test_slow_bodies_and_an_overrun
 13. Hostile files: no other file touched, no packet sent.
+    test_hostile.py::test_hostile_files
     ../hostile/test_corpus.py::test_hostile_file
     ../hostile/test_payload.py::test_a_payload_that_runs_in_the_sandbox_reaches_nothing
     ../workers/test_confinement.py::test_bubblewrap_shows_the_libraries_and_nothing_else
