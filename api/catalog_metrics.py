@@ -67,7 +67,7 @@ class CatalogCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        with self._database.read() as session:
+        with self._database.snapshot() as session:
             jobs, deliveries, collection = Jobs(session), Deliveries(session), Collection(session)
             found = _Snapshot(
                 jobs=jobs.unfinished(),

@@ -49,16 +49,19 @@ class JobService:
             NotFound: The model or a dataset does not exist.
             Conflict: One of them was rejected.
         """
+        if key is None:
+            with self._database.write() as session:
+                return self._add(session, body, request_id, None), False
         body_sha256 = hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
         try:
             with self._database.write() as session:
-                bound = Jobs(session).find_key(key) if key else None
+                bound = Jobs(session).find_key(key)
                 if bound is None:
-                    return self._add(session, body, request_id, (key, body_sha256) if key else None), False
+                    return self._add(session, body, request_id, (key, body_sha256)), False
         except _KeyTaken:
             pass
         with self._database.read() as session:
-            bound = Jobs(session).find_key(key or "")
+            bound = Jobs(session).find_key(key)
             if bound is None:
                 raise NotFound("The job of this Idempotency-Key was deleted just now.", code="job_not_found")
             return self._replay(session, bound, body_sha256), True
