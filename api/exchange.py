@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Send
 
 _SHORT_BODY_BYTES = 2**16
 _LINGER_SECONDS = 2.0
+_LINGER_BYTES = 2**30
 
 
 class Exchange:
@@ -56,8 +57,11 @@ class Exchange:
         await self._send(message)
 
     async def _linger(self) -> None:
-        """Throw away what arrives until the body or the caller's patience ends, or ours."""
+        """Throw away what arrives until the body or the caller's patience ends, or ours: a fast caller sends ten
+        gigabytes in a moment.
+        """
+        most = self.received + _LINGER_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                while self._goes_on:
+                while self._goes_on and self.received < most:
                     await self.receive()

@@ -116,12 +116,15 @@ def test_in_every_phase(service, inputs):
         request = threading.Thread(target=service.client.cancel, args=(job.id,))
         request.start()
         request.join(0.5)
+        # What the worker has heard by now it writes down before it stops: this is where the request met the job.
+        met = None if request.is_alive() else service.wait_for(job.id, lambda _row: True).phase
         worker.send(signal.SIGCONT)
         request.join()
         done = service.client.wait(job.id, timeout=150)
-        row = service.assert_settled(done, done.state)
+        service.assert_settled(done, done.state)
         if done.state == "cancelled":
-            reached[row.phase] += 1
+            if met in reached:
+                reached[met] += 1
         else:
             assert done.state == "succeeded"
     assert missing == [], reached
