@@ -132,16 +132,22 @@ def run_jobs(service, http: httpx.Client, sent: list[Sent], seconds: float) -> d
     return outcomes
 
 
+@pytest.fixture
+def workers(service):
+    """Of little memory, and of a lease that survives children which fill the machine's; gone afterwards."""
+    service.stop_workers()
+    service.workers.clear()
+    settings = {"job_memory_limit_bytes": MEMORY, "lease_seconds": 30}
+    yield [service.start_worker(queue, **settings) for queue in ("io", "io", "cpu")]
+    service.stop_workers()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_hostile_files(service, inputs, tmp_path):
+def test_hostile_files(service, inputs, workers, tmp_path):
     default = "1" if isinstance(service.backend, Embedded) else "3"
     chosen = [case for case in cases() if case.name.startswith(os.environ.get("LEVITY_HOSTILE_ONLY", ""))]
     everything = chosen[:: int(os.environ.get("LEVITY_HOSTILE_EVERY", default))]
-    for worker in service.workers:
-        worker.stop()
-    service.workers.clear()
-    workers = [service.start_worker(queue, job_memory_limit_bytes=MEMORY) for queue in ("io", "io", "cpu")]
     with (
         watching(tmp_path) as watch,
         measuring(service, workers) as peaks,

@@ -35,6 +35,7 @@ A_STUDENT = (
 
 @pytest.fixture(scope="session")
 def training(shared):
+    shared.ensure()  # an earlier test may have failed and left none
     return shared.client.create_dataset(DIGITS / "training.npz").id
 
 
