@@ -71,8 +71,9 @@ class Deliverer:
             with self._database.write() as session:
                 Webhooks(session).prune(older_than_seconds=self._settings.webhook_retention_seconds)
         with self._database.read() as session:
-            due = Deliveries(session).due()
+            # In this order: what becomes due between the two is seen by the second.
             soon = Deliveries(session).seconds_until_due()
+            due = Deliveries(session).due()
         if soon is not None:
             self._alarm.ring_in(max(soon, _LEAST_WAIT_SECONDS))
         if due:
