@@ -19,6 +19,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Every process has a core; read by torch and the runtime when they are imported, here and in what tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+POSTGRESQL_URL = os.environ.get("LEVITY_TEST_POSTGRESQL_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -36,9 +38,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return super()._split_scope(nodeid)
 
     return ByBackendOrFile(config, log) if config.getoption("dist") == "loadfile" else None
-
-
-POSTGRESQL_URL = os.environ.get("LEVITY_TEST_POSTGRESQL_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ from catalog.db import Base, db_now, newest_first
 from catalog.ids import new_id
 from catalog.tenancy import actor_of
 
-# Of the table, not of the entity: every submission adds an entry, and a unit of work costs more than the insert.
+# Of the table, not of the entity: every submission adds an entry, and a unit of work costs more than the insert. So
+# `note` names the tenant, which an added object would be given.
 _NEW_ENTRY = insert(Base.metadata.tables[AuditRow.__tablename__]).values(at=db_now())
 
 

@@ -72,6 +72,7 @@ RULES = (
         "usage",
         UsageRow,
         (UsageRow.tenant, UsageRow.hour, UsageRow.queue),
+        # Hours that had ended when the window began.
         lambda _settings: UsageRow.hour < (db_now() - USAGE_WINDOW_SECONDS) / HOUR_SECONDS - 1,
     ),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 
+from catalog.console import say
 from catalog.db import Database
 from catalog.tenancy import Actor
 from catalog.tenants.repository import Tenants
@@ -80,7 +80,7 @@ def _create(database: Database, options: argparse.Namespace) -> None:
         tenants.add(options.tenant)
         if values := _values(options):
             tenants.change(options.tenant, **values)
-    sys.stdout.write(f"{options.tenant} is there; make its first key: keys create --tenant {options.tenant}\n")
+    say(f"{options.tenant} is there; make its first key: keys create --tenant {options.tenant}")
 
 
 def _set(database: Database, options: argparse.Namespace) -> None:
@@ -115,4 +115,4 @@ def _show(row: TenantRow) -> None:
         value = getattr(row, name.replace("minutes", "seconds"))
         if value is not None:
             limits.append(f"{name}={value / factor:g}" if factor > 1 else f"{name}={value}")
-    sys.stdout.write("  ".join((row.id, f"share={row.share:g}", *limits)) + "\n")
+    say("  ".join((row.id, f"share={row.share:g}", *limits)))
